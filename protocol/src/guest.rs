@@ -1,0 +1,281 @@
+//! Engine to guest agent: what may be asked inside a machine.
+//!
+//! The agent listens on vsock port [`crate::vmm::AGENT_PORT`]. A connection carries **one operation at a time**: a
+//! [`Request`], then [`Input`] frames to the agent and [`Reply`] frames from it until a *final* reply
+//! ([`Reply::is_final`]). Then the connection is idle and may carry the next request, which saves the guest the price
+//! of a new stream. Closing a connection cancels its operation (a running command is killed with its process group).
+//!
+//! ```text
+//!  Exec       ► Input::{Data, End, Signal}*   ◄ Started, Output*, Exited!
+//!  ReadFile   ►                               ◄ FileInfo, Data*, Done!
+//!  WriteFile  ► Input::Data*, Input::End      ◄ Done!          (nothing is visible at the path before `Done`)
+//!  List       ►                               ◄ Entries*, Done!
+//!  the others ►                               ◄ one final reply
+//! ```
+//!
+//! When the agent is ready it also makes one connection to the host's port [`crate::vmm::READY_PORT`], writes one
+//! [`Reply::Hello`] frame and closes it.
+
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
+
+/// Most bytes of one [`Input::Data`], [`Reply::Output`] or [`Reply::Data`].
+pub const CHUNK_BYTES_MAX: usize = 64 << 10;
+
+/// Most entries of one [`Reply::Entries`] frame.
+pub const ENTRIES_PER_FRAME_MAX: usize = 256;
+
+/// Where commands run when the request names no directory.
+pub const DEFAULT_CWD: &str = "/workspace";
+
+/// All that may be asked of the agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// Who are you. Answered by [`Reply::Hello`].
+    Hello,
+    /// What every later process gets in its environment, and the machine's name and clock. Sent once after boot, before
+    /// the sandbox is called ready; later calls replace it for processes started afterwards.
+    Configure(Configure),
+    /// Run a command.
+    Exec(Box<Exec>),
+    /// Read a regular file from its start.
+    ReadFile {
+        /// Absolute path.
+        path: String,
+    },
+    /// Write a regular file: to a temporary name in the same directory first, then renamed over `path`.
+    WriteFile {
+        /// Absolute path. Missing parents are made, mode 0755.
+        path: String,
+        /// Permission bits of a new file; an existing file keeps its own.
+        mode: u32,
+    },
+    /// List a directory, depth first, names in byte order.
+    List {
+        /// Absolute path.
+        path: String,
+        /// Levels below `path`: 1 is its entries alone.
+        depth: u32,
+    },
+    /// Describe one path, without following a last symbolic link. Answered by [`Reply::FileInfo`] as the final reply.
+    Stat {
+        /// Absolute path.
+        path: String,
+    },
+    /// Make a directory and its missing parents; an existing directory is fine.
+    MakeDir {
+        /// Absolute path.
+        path: String,
+    },
+    /// Remove a file or, if `recursive`, a directory with all in it.
+    Remove {
+        /// Absolute path.
+        path: String,
+        /// Also what is inside; without it a directory must be empty.
+        recursive: bool,
+    },
+    /// Rename, across file systems too.
+    Move {
+        /// Absolute path of what there is.
+        from: String,
+        /// Absolute path of what there will be; missing parents are made.
+        to: String,
+    },
+    /// Sync and power the machine off. Answered by [`Reply::Done`] once the file systems are clean, just before power-off.
+    PowerOff,
+}
+
+impl Request {
+    /// The name for log lines.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Request::Hello => "hello",
+            Request::Configure(_) => "configure",
+            Request::Exec(_) => "exec",
+            Request::ReadFile { .. } => "read_file",
+            Request::WriteFile { .. } => "write_file",
+            Request::List { .. } => "list",
+            Request::Stat { .. } => "stat",
+            Request::MakeDir { .. } => "make_dir",
+            Request::Remove { .. } => "remove",
+            Request::Move { .. } => "move",
+            Request::PowerOff => "power_off",
+        }
+    }
+}
+
+/// See [`Request::Configure`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Configure {
+    /// The machine's host name.
+    pub hostname: String,
+    /// Environment of every process started from now on, over the agent's own defaults (PATH, HOME, LANG ...).
+    pub env: Vec<(String, String)>,
+    /// The host's wall clock, microseconds since 1970; the guest's clock is set to it.
+    pub clock_us: u64,
+}
+
+/// A command to run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exec {
+    /// What to run.
+    pub command: Command,
+    /// Working directory; [`DEFAULT_CWD`] when absent.
+    pub cwd: Option<String>,
+    /// Over the sandbox's environment.
+    pub env: Vec<(String, String)>,
+    /// Login name or number; root when absent.
+    pub user: Option<String>,
+    /// Standard input stays open for [`Input::Data`]; otherwise it is `/dev/null`.
+    pub stdin: bool,
+    /// Kill the process group after this many milliseconds.
+    pub timeout_ms: Option<u64>,
+}
+
+/// What an [`Exec`] runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// A program, looked up in PATH, and its arguments; never empty.
+    Argv(Vec<String>),
+    /// A line for `bash -c`.
+    Shell(String),
+}
+
+/// What follows a [`Request`] on its connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Input {
+    /// Bytes for standard input or the file.
+    Data(ByteBuf),
+    /// No more data: standard input closes, the file is complete.
+    End,
+    /// Send this signal number to the command's process group.
+    Signal(i32),
+}
+
+/// What the agent answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// Who answers.
+    Hello {
+        /// [`crate::VERSION`] of the agent.
+        version: u32,
+        /// Microseconds from the kernel's start to the agent's readiness, by the guest's own clock.
+        boot_us: u64,
+        /// The guest kernel's release.
+        kernel: String,
+    },
+    /// The command runs.
+    Started {
+        /// Its process id in the guest.
+        pid: i32,
+    },
+    /// Bytes the command wrote. Order is kept within a stream.
+    Output {
+        /// Which stream.
+        stream: Stream,
+        /// At most [`CHUNK_BYTES_MAX`].
+        data: ByteBuf,
+    },
+    /// The command ended, and all it wrote before its end was sent.
+    Exited(Exit),
+    /// Bytes of a file.
+    Data(ByteBuf),
+    /// Entries of a listing.
+    Entries(Vec<Entry>),
+    /// One file, directory or link.
+    FileInfo(Entry),
+    /// It is done.
+    Done,
+    /// It failed; nothing half-done is visible.
+    Error {
+        /// What kind of failure.
+        kind: ErrorKind,
+        /// A sentence with the values.
+        message: String,
+    },
+}
+
+impl Reply {
+    /// True when this reply ends the operation that `request` began, so that the connection is idle again.
+    pub fn is_final(&self, request: &Request) -> bool {
+        match self {
+            Reply::Hello { .. } | Reply::Exited(_) | Reply::Done | Reply::Error { .. } => true,
+            Reply::FileInfo(_) => matches!(request, Request::Stat { .. }),
+            Reply::Started { .. } | Reply::Output { .. } | Reply::Data(_) | Reply::Entries(_) => false,
+        }
+    }
+}
+
+/// An output stream of a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Stream {
+    /// File descriptor 1.
+    Stdout,
+    /// File descriptor 2.
+    Stderr,
+}
+
+/// How a command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// Its exit code, or what ended it.
+    pub status: ExitStatus,
+    /// Microseconds from start to end, by the guest's clock.
+    pub duration_us: u64,
+}
+
+/// What ended a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ExitStatus {
+    /// It exited with this code.
+    Code(u8),
+    /// This signal killed it.
+    Signal(i32),
+    /// Its time ran out and the agent killed its process group.
+    TimedOut,
+}
+
+/// One file, directory or link.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Absolute path. Bytes that are not UTF-8 are replaced.
+    pub path: String,
+    /// What it is.
+    pub kind: EntryKind,
+    /// Bytes.
+    pub size: u64,
+    /// Permission bits.
+    pub mode: u32,
+    /// Last change of the content, microseconds since 1970.
+    pub modified_us: i64,
+}
+
+/// What an [`Entry`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EntryKind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// A symbolic link.
+    Symlink,
+    /// A device, socket or pipe.
+    Other,
+}
+
+/// Why an operation failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ErrorKind {
+    /// No such file, directory or program.
+    NotFound,
+    /// The path is not absolute, is of the wrong kind, or holds a zero byte.
+    InvalidPath,
+    /// Another field is wrong: an unknown user, a bad environment name, an empty command.
+    InvalidRequest,
+    /// The file system has no room.
+    NoSpace,
+    /// The guest's kernel said no.
+    Permission,
+    /// Anything else the guest's kernel reports.
+    Io,
+}

@@ -1,0 +1,238 @@
+//! Engine to vmm: what a machine is made of, and what may be asked of it.
+//!
+//! One `vmm` process is one machine. It listens on the unix socket given on its command line; the engine connects,
+//! sends [`Request`] frames and gets one [`Reply`] frame for each, in order. Several connections may be open at once.
+//! A connection that sent [`Request::Subscribe`] gets [`Event`] frames after its reply and sends nothing more.
+//!
+//! ```text
+//!            Start            Pause
+//!  (spawned) ─────► Running ◄────────► Paused
+//!                     │      Resume      │
+//!                     └──────► Ended ◄───┘   Stop, guest power-off, a fault: the process exits
+//! ```
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Fewest and most virtual CPUs of a machine.
+pub const VCPUS: std::ops::RangeInclusive<u8> = 1..=16;
+
+/// Least and most memory of a machine, in MiB.
+pub const MEMORY_MIB: std::ops::RangeInclusive<u32> = 512..=32768;
+
+/// The vsock port on which the agent listens ([`crate::guest`]).
+pub const AGENT_PORT: u32 = 1024;
+
+/// The host's vsock port that the agent calls once, when it is ready. The vmm forwards a guest's connection to host
+/// port P to the unix socket `<vsock socket>_<P>`.
+pub const READY_PORT: u32 = 1025;
+
+/// A machine as the engine asks for it. The vmm checks every field before it uses it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineSpec {
+    /// The sandbox's id, for log lines.
+    pub id: String,
+    /// Virtual CPUs, within [`VCPUS`]. A host that emulates the guest kernel may be granted fewer: see [`Reply::Started`].
+    pub vcpus: u8,
+    /// Memory in MiB, within [`MEMORY_MIB`].
+    pub memory_mib: u32,
+    /// The guest kernel: an ELF vmlinux or a bzImage.
+    pub kernel: PathBuf,
+    /// Words added to the guest's command line, each without spaces or control characters.
+    pub kernel_args: Vec<String>,
+    /// Disks in order: the first is `/dev/vda`, the root.
+    pub disks: Vec<DiskSpec>,
+    /// The vsock device.
+    pub vsock: VsockSpec,
+    /// The serial console's log.
+    pub console: ConsoleSpec,
+}
+
+/// One disk: a chain of layers, the base first, the writable top last.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskSpec {
+    /// Base first, top last; never empty. A backing path inside an image is never followed: this list is the chain.
+    pub layers: Vec<LayerSpec>,
+    /// The guest may not write.
+    pub read_only: bool,
+}
+
+/// One file of a disk's chain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerSpec {
+    /// Where it lies.
+    pub path: PathBuf,
+    /// How it is read. Said by the engine that made the file, never guessed from its bytes.
+    pub format: LayerFormat,
+}
+
+/// The format of a [`LayerSpec`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LayerFormat {
+    /// Plain bytes; only as the base.
+    Raw,
+    /// qcow2, version 3.
+    Qcow2,
+}
+
+/// The machine's vsock device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VsockSpec {
+    /// The guest's context id, 3 or more (virtio 1.2, 5.10.4).
+    pub guest_cid: u32,
+    /// The host's end. The vmm listens here; a client writes `CONNECT <port>\n`, reads `OK <host port>\n` once the
+    /// guest accepted, and then has a byte stream. While the guest's driver is not up, the answer waits; a port where
+    /// nobody listens closes the connection.
+    pub socket: PathBuf,
+}
+
+/// The serial console's log file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConsoleSpec {
+    /// Where the guest's console output is kept.
+    pub log: PathBuf,
+    /// The newest bytes that are kept; older ones are dropped.
+    pub bytes_max: u64,
+}
+
+/// All that may be asked of a machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// Build and boot the machine. Legal once, as the first request.
+    Start(Box<MachineSpec>),
+    /// Stop the vCPUs and bring every device to rest. Legal while running; a no-op while paused.
+    Pause,
+    /// Let the vCPUs go on. Legal while paused; a no-op while running.
+    Resume,
+    /// End the machine at once, as pulling the plug would, after flushing the disks. Legal always; the process exits
+    /// after its reply. (A clean power-off is asked of the agent.)
+    Stop,
+    /// Figures of the machine. Legal after `Start`.
+    Stats,
+    /// The newest `bytes_max` bytes of the console. Legal after `Start`.
+    ConsoleTail {
+        /// At most this many bytes, themselves at most 256 KiB.
+        bytes_max: u32,
+    },
+    /// Turn this connection into a stream of [`Event`]s. Legal always.
+    Subscribe,
+}
+
+/// The answer to a [`Request`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Reply {
+    /// The vCPUs run.
+    Started {
+        /// [`crate::VERSION`] of the vmm.
+        version: u32,
+        /// vCPUs really given: fewer than asked where the host cannot run more.
+        vcpus: u8,
+        /// The host needs the assist (it emulates the guest's kernel).
+        assist: bool,
+    },
+    /// `Pause`, `Resume`, `Stop` or `Subscribe` is done.
+    Done,
+    /// Answer to [`Request::Stats`].
+    Stats(Box<Stats>),
+    /// Answer to [`Request::ConsoleTail`].
+    Console(#[serde(with = "serde_bytes")] Vec<u8>),
+    /// The request was refused or failed; the machine is as it was before, unless an [`Event::Exited`] follows.
+    Error {
+        /// What kind of failure.
+        kind: ErrorKind,
+        /// A sentence with the values, and the chain of causes.
+        message: String,
+    },
+}
+
+/// Why a [`Request`] failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ErrorKind {
+    /// The spec is wrong, or the request is not legal in this state.
+    Invalid,
+    /// The host lacks something: KVM, a permission, memory.
+    Host,
+    /// The machine failed.
+    Machine,
+}
+
+/// What a subscriber is told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Event {
+    /// The machine ended; the process exits after this event.
+    Exited(ExitReason),
+}
+
+/// Why a machine ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ExitReason {
+    /// [`Request::Stop`].
+    Stopped,
+    /// The guest powered off.
+    PowerOff,
+    /// The guest asked for a reset, which ends a machine.
+    Reset,
+    /// The guest did something that cannot be continued, such as a triple fault.
+    GuestFault(String),
+    /// The vmm or the host failed.
+    HostFault(String),
+}
+
+/// Figures of a machine since its start.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Stats {
+    /// Microseconds since the vCPUs first ran.
+    pub uptime_us: u64,
+    /// The vCPUs are stopped.
+    pub paused: bool,
+    /// Per vCPU, in order.
+    pub vcpus: Vec<VcpuStats>,
+    /// Bytes of guest memory that the host really holds, or `None` where it cannot be told.
+    pub memory_resident_bytes: Option<u64>,
+    /// Per device: its name (`block0`, `vsock`, `rng`, `serial`) and figures.
+    pub devices: Vec<(String, DeviceStats)>,
+    /// Times the assist finished an instruction, by its name (`syscall`, `sysret`, `int3` ...).
+    pub assist: Vec<(String, u64)>,
+}
+
+/// Figures of one vCPU.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VcpuStats {
+    /// Exits from the guest by reason (`io_in`, `mmio_write`, `debug` ...).
+    pub exits: Vec<(String, u64)>,
+    /// Microseconds inside `KVM_RUN`.
+    pub run_us: u64,
+    /// Microseconds between `KVM_RUN`s: the vmm's own work for this vCPU.
+    pub exit_us: u64,
+}
+
+/// Figures of one device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceStats {
+    /// Bytes the guest got from the device.
+    pub read_bytes: u64,
+    /// Bytes the guest gave to the device.
+    pub write_bytes: u64,
+    /// Requests handled.
+    pub requests: u64,
+    /// Requests refused as malformed, and host failures.
+    pub errors: u64,
+}
+
+/// What `vmm probe` prints as JSON: what this host can do for a machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostProbe {
+    /// The KVM device that was asked.
+    pub kvm: PathBuf,
+    /// Why there is no usable KVM, and what to do; `None` when there is.
+    pub problem: Option<String>,
+    /// The host emulates the guest's kernel and needs the assist.
+    pub assist: bool,
+    /// Most vCPUs a machine can be granted here.
+    pub vcpus_max: u8,
+    /// The host's CPU, as CPUID names it.
+    pub cpu_model: String,
+    /// The KVM module's kind: `kvm_intel`, `kvm_amd`, `kvm_pvm` or `unknown`.
+    pub module: String,
+}
