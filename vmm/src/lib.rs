@@ -1,1 +1,3 @@
-//! Being built.
+//! Cove's virtual machine monitor: one process, one machine.
+
+pub mod devices;
