@@ -1,0 +1,199 @@
+//! What a sandbox is: its id, what a caller asks for, the checked shape, and the record that everyone sees.
+
+pub mod state;
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+pub use state::{Action, SandboxState};
+
+/// A sandbox's id: `sbx_` and lower-case letters and digits; needs no escaping in a URL.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SandboxId(String);
+
+impl SandboxId {
+    /// The id in `text`, if it has the form of one.
+    pub fn parse(text: &str) -> Option<Self> {
+        let rest = text.strip_prefix("sbx_")?;
+        let fine = !rest.is_empty()
+            && rest.len() <= 40
+            && rest.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+        fine.then(|| Self(text.to_owned()))
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for SandboxId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The named sizes of the contract (6.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Size {
+    /// 1 vCPU, 2 GiB, 10 GiB.
+    Xs,
+    /// 2 vCPUs, 4 GiB, 20 GiB; the default.
+    Small,
+    /// 4 vCPUs, 8 GiB, 50 GiB.
+    Medium,
+    /// 8 vCPUs, 16 GiB, 100 GiB.
+    Large,
+    /// 16 vCPUs, 32 GiB, 200 GiB.
+    Xl,
+}
+
+/// vCPUs, memory and disk of a sandbox, within the contract's ranges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shape {
+    /// vCPUs, 1-16.
+    pub cpu_count: u32,
+    /// Memory in MiB, 512-32768.
+    pub memory_mb: u32,
+    /// Disk in MiB, 1024-204800.
+    pub disk_size_mb: u32,
+}
+
+impl Size {
+    /// The size's shape.
+    pub fn shape(self) -> Shape {
+        let (cpu_count, memory_gib, disk_gib) = match self {
+            Size::Xs => (1, 2, 10),
+            Size::Small => (2, 4, 20),
+            Size::Medium => (4, 8, 50),
+            Size::Large => (8, 16, 100),
+            Size::Xl => (16, 32, 200),
+        };
+        Shape { cpu_count, memory_mb: memory_gib << 10, disk_size_mb: disk_gib << 10 }
+    }
+}
+
+/// What a caller asks for: everything as given, nothing checked yet.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SandboxSpec {
+    /// Template id, slug or alias; the default template when absent.
+    pub template: Option<String>,
+    /// A named size; conflicts with single figures that differ from it.
+    pub size: Option<Size>,
+    /// vCPUs.
+    pub cpu_count: Option<u32>,
+    /// Memory in MiB.
+    pub memory_mb: Option<u32>,
+    /// Disk in MiB.
+    pub disk_size_mb: Option<u32>,
+    /// Seconds until the session ends, 1-86400; 300 when absent.
+    pub timeout_sec: Option<u32>,
+    /// Seconds of inactivity, 0 (off) to 86400; 0 when absent.
+    pub idle_timeout_sec: Option<u32>,
+    /// No timeout is enforced.
+    pub always_on: Option<bool>,
+    /// Kept when it stops; true when absent.
+    pub persistent: Option<bool>,
+    /// Environment of every process.
+    pub env: BTreeMap<String, String>,
+    /// The caller's own data.
+    pub metadata: serde_json::Map<String, serde_json::Value>,
+    /// Unique among live sandboxes.
+    pub name: Option<String>,
+    /// A short name for URLs.
+    pub slug: Option<String>,
+    /// Labels to filter by.
+    pub tags: Vec<String>,
+    /// The ids that a caller's own system gives, stored and echoed.
+    pub external: External,
+}
+
+/// Ids from the caller's own system.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct External {
+    /// `external_workspace_id`
+    pub workspace_id: Option<String>,
+    /// `external_user_id`
+    pub user_id: Option<String>,
+    /// `external_project_id`
+    pub project_id: Option<String>,
+}
+
+/// What everyone sees of a sandbox.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Sandbox {
+    /// Its id.
+    pub id: SandboxId,
+    /// Where it is in its life.
+    pub state: SandboxState,
+    /// Why it is in state `error`.
+    pub last_error: Option<String>,
+    /// The template it was made from.
+    pub template_id: String,
+    /// The named size, when its shape was asked for by name or by default.
+    pub size: Option<Size>,
+    /// The shape that was asked for.
+    pub shape: Shape,
+    /// vCPUs that the host really grants; `None` until it ran.
+    pub cpu_granted: Option<u32>,
+    /// Seconds of a session.
+    pub timeout_sec: u32,
+    /// Seconds of inactivity, 0 = off.
+    pub idle_timeout_sec: u32,
+    /// No timeout is enforced.
+    pub always_on: bool,
+    /// Kept when it stops.
+    pub persistent: bool,
+    /// Environment of every process.
+    pub env: BTreeMap<String, String>,
+    /// The caller's own data.
+    pub metadata: serde_json::Map<String, serde_json::Value>,
+    /// Unique among live sandboxes.
+    pub name: Option<String>,
+    /// A short name for URLs.
+    pub slug: Option<String>,
+    /// Labels.
+    pub tags: Vec<String>,
+    /// Ids from the caller's own system.
+    pub external: External,
+    /// Milliseconds from the request to command-ready.
+    pub boot_ms: Option<u64>,
+    /// How it came to run.
+    pub boot_path: Option<BootPath>,
+    /// When it was asked for.
+    pub created_at: OffsetDateTime,
+    /// When its machine last started or resumed.
+    pub started_at: Option<OffsetDateTime>,
+    /// When it first was command-ready.
+    pub ready_at: Option<OffsetDateTime>,
+    /// When it was destroyed.
+    pub destroyed_at: Option<OffsetDateTime>,
+}
+
+/// How a sandbox came to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BootPath {
+    /// Booted from its disk.
+    Cold,
+}
+
+/// Which sandboxes to list; every field that is set must match.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SandboxFilter {
+    /// In this state; without it all but the destroyed.
+    pub state: Option<SandboxState>,
+    /// Has all of these tags.
+    pub tags: Vec<String>,
+    /// Made from this template.
+    pub template_id: Option<String>,
+    /// Has this name.
+    pub name: Option<String>,
+    /// Has these ids.
+    pub external: External,
+}
