@@ -1,0 +1,4 @@
+//! Lets Tauri read its configuration.
+fn main() {
+    tauri_build::build();
+}

@@ -1,0 +1,25 @@
+// Where the API is and what opens it. The only file that imports @tauri-apps.
+import { invoke, isTauri } from "@tauri-apps/api/core";
+
+export interface Connection {
+  base_url: string;
+  token: string;
+}
+
+const TOKEN_KEY = "cove.token";
+
+/**
+ * In the window the host says it in one command. In a browser the page comes from the API itself, and the address that
+ * `cove serve` printed carries the token behind `#token=`, which never leaves the browser.
+ */
+export async function findConnection(): Promise<Connection> {
+  if (isTauri()) return invoke<Connection>("connection");
+  const given = new URLSearchParams(location.hash.slice(1)).get("token");
+  if (given !== null) {
+    sessionStorage.setItem(TOKEN_KEY, given);
+    history.replaceState(null, "", location.pathname);
+  }
+  const token = sessionStorage.getItem(TOKEN_KEY);
+  if (token === null) throw new Error("This address has no token. Open the one that `cove serve` printed.");
+  return { base_url: `${location.origin}/api/v1`, token };
+}
