@@ -9,14 +9,20 @@
 //! The transport owns a device at rest. When the driver sets DRIVER_OK the transport hands the device with its queues
 //! to a worker; a reset or a pause stops the worker and takes them back, so that a snapshot is of something at rest.
 
+pub mod context;
+pub mod interrupt;
+pub mod mmio;
+pub mod rng;
+pub mod worker;
+
 use std::os::fd::RawFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use cove_protocol::vmm::DeviceStats;
-use virtio_queue::Queue;
 use vm_memory::GuestMemoryMmap;
-use vmm_sys_util::eventfd::EventFd;
+
+pub use context::{Chain, Context};
+pub use interrupt::Interrupt;
 
 /// Guest memory as devices see it; clones share the mapping.
 pub type Memory = Arc<GuestMemoryMmap>;
@@ -50,16 +56,19 @@ pub trait VirtioDevice: Send {
     /// The driver reset the device: forget all that belongs to the driver's session.
     fn reset(&mut self);
 
-    /// Descriptors besides the queue kicks that the worker should watch for input now, each with a token that comes
-    /// back in [`VirtioDevice::handle_source`]. Asked after every call below, so the set may change.
+    /// Descriptors besides the queue kicks that the worker should watch now, each with a token that comes back in
+    /// [`VirtioDevice::handle_source`]. Asked after every call below, so the set may change. A descriptor may be closed
+    /// at any time; a new descriptor must have a new token even if the kernel gives it the old number.
     fn sources(&self) -> Vec<Source> {
         Vec::new()
     }
 
-    /// Queue `index` was kicked, or the worker (re)started: handle all that is in it.
+    /// Queue `index` was kicked, or the worker (re)started: handle what is in it, or a bounded part and say with
+    /// [`Context::handle_again`] that there is more. Called only for queues that the driver made ready.
     fn handle_queue(&mut self, index: usize, context: &mut Context);
 
-    /// A descriptor from [`VirtioDevice::sources`] is ready.
+    /// A descriptor from [`VirtioDevice::sources`] is ready. Level-triggered: it comes again until the cause is gone or
+    /// the device no longer asks. Readiness is a hint and may be stale: reads and writes must not block.
     fn handle_source(&mut self, _token: u64, _readiness: Readiness, _context: &mut Context) {}
 
     /// The worker is about to give the device back, for a pause, a reset or the machine's end: finish what is under
@@ -68,16 +77,6 @@ pub trait VirtioDevice: Send {
 
     /// Figures since the machine's start.
     fn stats(&self) -> DeviceStats;
-}
-
-/// What a device may touch while it works.
-pub struct Context {
-    /// Guest memory.
-    pub memory: Memory,
-    /// The device's queues, in order; indices and addresses in them were checked when they were made.
-    pub queues: Vec<Queue>,
-    /// Tells the driver.
-    pub interrupt: Interrupt,
 }
 
 /// A descriptor that a device wants watched.
@@ -102,56 +101,4 @@ pub struct Readiness {
     pub writable: bool,
     /// The descriptor failed or was hung up.
     pub closed: bool,
-}
-
-/// The device's line to the driver: the status register and the irqfd behind it (virtio 1.2, 4.2.2).
-#[derive(Clone, Debug)]
-pub struct Interrupt {
-    status: Arc<AtomicU32>,
-    line: Arc<EventFd>,
-}
-
-/// Interrupt status: a used buffer was added.
-pub const INTERRUPT_USED: u32 = 1;
-
-/// Interrupt status: the configuration changed.
-pub const INTERRUPT_CONFIG: u32 = 2;
-
-impl Interrupt {
-    /// An interrupt that raises `line`, an eventfd that the VM holds as irqfd.
-    pub fn new(line: EventFd) -> Self {
-        Self { status: Arc::default(), line: Arc::new(line) }
-    }
-
-    /// A buffer was used: the driver should look at its used rings.
-    pub fn used_queue(&self) {
-        self.raise(INTERRUPT_USED);
-    }
-
-    /// The configuration space changed.
-    pub fn config_changed(&self) {
-        self.raise(INTERRUPT_CONFIG);
-    }
-
-    /// The status register's value.
-    pub fn status(&self) -> u32 {
-        self.status.load(Ordering::SeqCst)
-    }
-
-    /// The driver acknowledges `bits`.
-    pub fn acknowledge(&self, bits: u32) {
-        self.status.fetch_and(!bits, Ordering::SeqCst);
-    }
-
-    /// The irqfd to register with the VM.
-    pub fn line(&self) -> &EventFd {
-        &self.line
-    }
-
-    fn raise(&self, bit: u32) {
-        self.status.fetch_or(bit, Ordering::SeqCst);
-        if let Err(error) = self.line.write(1) {
-            tracing::error!(%error, "Cannot raise an interrupt line");
-        }
-    }
 }
