@@ -2,6 +2,8 @@
 
 pub mod state;
 
+pub mod admission;
+
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -173,6 +175,17 @@ pub struct Sandbox {
     pub ready_at: Option<OffsetDateTime>,
     /// When it was destroyed.
     pub destroyed_at: Option<OffsetDateTime>,
+}
+
+impl Sandbox {
+    /// Milliseconds until the session ends; `None` when none runs or its end is not enforced.
+    pub fn timeout_remaining_ms(&self, now: OffsetDateTime) -> Option<u64> {
+        if self.state != SandboxState::Running || self.always_on {
+            return None;
+        }
+        let end = self.started_at? + time::Duration::seconds(i64::from(self.timeout_sec));
+        Some(u64::try_from((end - now).whole_milliseconds()).unwrap_or(0))
+    }
 }
 
 /// How a sandbox came to run.

@@ -1,0 +1,223 @@
+//! What happened to sandboxes, as a stream that anyone may follow (contract 8.14).
+//!
+//! Events are told after the fact was written to the database. Nobody waits for a listener: one that is too slow loses
+//! the oldest events and is told how many.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde_json::{Map, Value, json};
+use time::OffsetDateTime;
+use tokio::sync::broadcast;
+
+use crate::sandbox::SandboxId;
+
+/// Events that a listener may lag behind, and that [`Events::since`] remembers.
+const EVENTS_KEPT_MAX: usize = 1024;
+
+/// Letters of a ULID: Crockford's base 32.
+const ULID_LETTERS: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
+
+/// One thing that happened.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Event {
+    /// A ULID, larger than that of every earlier event of this server.
+    pub id: String,
+    /// When.
+    pub at: OffsetDateTime,
+    /// To which sandbox.
+    pub sandbox_id: SandboxId,
+    /// What.
+    pub kind: EventKind,
+}
+
+/// What can happen to a sandbox.
+#[derive(Clone, Debug, PartialEq)]
+pub enum EventKind {
+    /// It was asked for and its record exists.
+    Created,
+    /// Its machine runs, and the agent answered.
+    Started,
+    /// It is command-ready.
+    Ready,
+    /// A command was started in it.
+    ExecStarted {
+        /// Unique among the commands of this server.
+        exec_id: String,
+        /// The command, as a shell line; at most 1000 characters.
+        command: String,
+    },
+    /// A command ended.
+    ExecCompleted {
+        /// As in `ExecStarted`.
+        exec_id: String,
+        /// The exit code; 128 + signal for a signal; 124 for a timeout; `None` when the end is unknown, as after a
+        /// cancelled call.
+        exit_code: Option<i32>,
+        /// Milliseconds from start to end.
+        duration_ms: u64,
+    },
+    /// It failed.
+    Error {
+        /// What its record says in `last_error`.
+        reason: String,
+    },
+    /// Its session's time is over, and it is kept because it is persistent.
+    TimedOut,
+    /// It is gone.
+    Destroyed,
+}
+
+impl EventKind {
+    /// The event's name on the wire.
+    pub fn name(&self) -> &'static str {
+        match self {
+            EventKind::Created => "sandbox.created",
+            EventKind::Started => "sandbox.started",
+            EventKind::Ready => "sandbox.ready",
+            EventKind::ExecStarted { .. } => "sandbox.exec.started",
+            EventKind::ExecCompleted { .. } => "sandbox.exec.completed",
+            EventKind::Error { .. } => "sandbox.error",
+            EventKind::TimedOut => "sandbox.timeout",
+            EventKind::Destroyed => "sandbox.destroyed",
+        }
+    }
+}
+
+impl Event {
+    /// The payload on the wire, `sandbox_id` among it.
+    pub fn data(&self) -> Map<String, Value> {
+        let mut data = Map::new();
+        data.insert("sandbox_id".into(), json!(self.sandbox_id));
+        match &self.kind {
+            EventKind::ExecStarted { exec_id, command } => {
+                data.insert("exec_id".into(), json!(exec_id));
+                data.insert("command".into(), json!(command));
+            }
+            EventKind::ExecCompleted { exec_id, exit_code, duration_ms } => {
+                data.insert("exec_id".into(), json!(exec_id));
+                data.insert("exit_code".into(), json!(exit_code));
+                data.insert("duration_ms".into(), json!(duration_ms));
+            }
+            EventKind::Error { reason } => {
+                data.insert("state".into(), json!("error"));
+                data.insert("error".into(), json!(reason));
+            }
+            EventKind::Ready | EventKind::Started => {
+                data.insert("state".into(), json!("running"));
+            }
+            EventKind::Destroyed => {
+                data.insert("state".into(), json!("destroyed"));
+            }
+            EventKind::Created | EventKind::TimedOut => {}
+        }
+        data
+    }
+}
+
+/// The one place through which every event goes.
+#[derive(Clone, Debug)]
+pub(crate) struct Events {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    sender: broadcast::Sender<Event>,
+    kept: Mutex<Kept>,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    events: VecDeque<Event>,
+    last: u128,
+}
+
+impl Events {
+    pub(crate) fn new() -> Self {
+        let (sender, _) = broadcast::channel(EVENTS_KEPT_MAX);
+        Self { shared: Arc::new(Shared { sender, kept: Mutex::default() }) }
+    }
+
+    /// Tells everyone who listens.
+    pub(crate) fn tell(&self, sandbox_id: &SandboxId, kind: EventKind) {
+        let at = OffsetDateTime::now_utc();
+        // Sent under the lock, so that listeners see ids in order.
+        let mut kept = self.shared.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.last = next_ulid(kept.last, at);
+        let event = Event { id: ulid_text(kept.last), at, sandbox_id: sandbox_id.clone(), kind };
+        if kept.events.len() == EVENTS_KEPT_MAX {
+            kept.events.pop_front();
+        }
+        kept.events.push_back(event.clone());
+        // No listener is no error.
+        let _ = self.shared.sender.send(event);
+    }
+
+    pub(crate) fn subscribe(&self) -> broadcast::Receiver<Event> {
+        self.shared.sender.subscribe()
+    }
+
+    /// What is remembered of the events after `id`, and a receiver that goes on exactly there.
+    pub(crate) fn since(&self, id: &str) -> (Vec<Event>, broadcast::Receiver<Event>) {
+        let kept = self.shared.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let missed = kept.events.iter().filter(|event| event.id.as_str() > id).cloned().collect();
+        (missed, self.shared.sender.subscribe())
+    }
+}
+
+/// A ULID (48 bits of milliseconds, 80 bits of the rest) after `last`. The rest counts up from zero within one
+/// millisecond: these ids must be ordered, not unguessable.
+fn next_ulid(last: u128, at: OffsetDateTime) -> u128 {
+    let milliseconds = u128::try_from(at.unix_timestamp_nanos() / 1_000_000).unwrap_or(0);
+    let fresh = (milliseconds & ((1 << 48) - 1)) << 80;
+    fresh.max(last + 1)
+}
+
+fn ulid_text(ulid: u128) -> String {
+    (0..26).rev().map(|letter| ULID_LETTERS[(ulid >> (letter * 5) & 31) as usize] as char).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id() -> SandboxId {
+        SandboxId::parse("sbx_1").unwrap()
+    }
+
+    #[tokio::test]
+    async fn ids_grow_and_a_listener_can_go_on_where_it_was() {
+        let events = Events::new();
+        let mut all = events.subscribe();
+        for _ in 0..100 {
+            events.tell(&id(), EventKind::Ready);
+        }
+        let first = all.recv().await.unwrap();
+        let mut last = first.id.clone();
+        assert_eq!(last.len(), 26);
+        for _ in 1..100 {
+            let next = all.recv().await.unwrap();
+            assert!(next.id > last, "{} after {last}", next.id);
+            last = next.id;
+        }
+        assert_eq!(events.since(&first.id).0.len(), 99);
+        assert!(events.since(&last).0.is_empty());
+    }
+
+    #[test]
+    fn a_ulid_never_goes_back_with_the_clock() {
+        let now = OffsetDateTime::now_utc();
+        let first = next_ulid(0, now);
+        assert!(next_ulid(first, now - time::Duration::hours(1)) > first);
+    }
+
+    #[test]
+    fn only_so_many_events_are_kept() {
+        let events = Events::new();
+        for _ in 0..EVENTS_KEPT_MAX + 10 {
+            events.tell(&id(), EventKind::Created);
+        }
+        assert_eq!(events.since("").0.len(), EVENTS_KEPT_MAX);
+    }
+}
