@@ -1,2 +1,49 @@
-//! Being built.
-fn main() {}
+//! Build steps in Rust instead of shell: `cargo xtask <task>`.
+//!
+//! Each task is a module with an `Args` type and a `run` function. A task that needs another one's result calls its
+//! `run`; nothing here is needed at run time.
+
+#![forbid(unsafe_code)]
+
+mod build;
+mod guest;
+mod setup;
+mod step;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Builds, runs and checks Cove.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version)]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install the system packages that building and testing need.
+    Setup(setup::Args),
+    /// Build the guest: kernels, root image, manifest.
+    Guest(guest::Args),
+    /// Build everything for use: cove, vmm, agent, UI, guest.
+    Build(build::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().task {
+        Task::Setup(args) => setup::run(&args),
+        Task::Guest(args) => guest::run(&args),
+        Task::Build(args) => build::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! Results kept by the hash of their inputs, under `<cache>/guest/<kind>/<hash>/`.
+//!
+//! A result is built in a temporary directory beside its place and renamed into it, so that what is there is whole. A lock
+//! file keeps two builds apart. All of it may be deleted at any time.
+
+use std::fs::{self, File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use anyhow::{Context, Result};
+use sha2::{Digest, Sha256};
+
+use crate::workspace;
+
+/// Hash of a result's inputs.
+pub struct Fingerprint(Sha256);
+
+impl Fingerprint {
+    /// Begin with the kind of result and the version of the code that makes it.
+    pub fn new(kind: &str, version: u32) -> Fingerprint {
+        Fingerprint(Sha256::new()).text(kind).text(&version.to_string())
+    }
+
+    /// Add a text, set off from its neighbours by its length.
+    pub fn text(self, text: &str) -> Fingerprint {
+        self.bytes(text.as_bytes())
+    }
+
+    /// Add bytes, set off from their neighbours by their length.
+    pub fn bytes(mut self, bytes: &[u8]) -> Fingerprint {
+        self.0.update((bytes.len() as u64).to_le_bytes());
+        self.0.update(bytes);
+        self
+    }
+
+    /// The name of the result's directory: 96 bits as hexadecimal digits.
+    pub fn finish(self) -> String {
+        hex(&self.0.finalize()[..12])
+    }
+}
+
+/// Bytes as hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The cache, locked against other builds while this value lives.
+pub struct Cache {
+    root: PathBuf,
+    _lock: File,
+}
+
+impl Cache {
+    /// Open and lock it; waits for another build to end. Leftovers of a build that was killed are removed.
+    pub fn open() -> Result<Cache> {
+        Self::open_at(&workspace::cache_dir()?.join("guest"))
+    }
+
+    fn open_at(root: &Path) -> Result<Cache> {
+        fs::create_dir_all(root).with_context(|| format!("cannot make {}", root.display()))?;
+        let path = root.join("lock");
+        let lock = File::create(&path).with_context(|| format!("cannot open {}", path.display()))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                eprintln!("  ... another build of the guest holds {}: waiting for it", path.display());
+                lock.lock()?;
+            }
+            Err(TryLockError::Error(error)) => return Err(error).context(format!("cannot lock {}", path.display())),
+        }
+        let cache = Cache { root: root.to_path_buf(), _lock: lock };
+        remove_all(&cache.scratch())?;
+        fs::create_dir_all(cache.scratch())?;
+        Ok(cache)
+    }
+
+    /// A directory for what is being made; gone at the next [`Cache::open`] at the latest.
+    pub fn scratch(&self) -> PathBuf {
+        self.root.join("tmp")
+    }
+
+    /// Where the log of a step goes. Logs outlive a failed build.
+    pub fn log(&self, name: &str) -> PathBuf {
+        self.root.join("log").join(format!("{name}.log"))
+    }
+
+    /// The result's directory, if it is there.
+    pub fn find(&self, kind: &str, hash: &str) -> Option<PathBuf> {
+        let path = self.place(kind, hash);
+        path.is_dir().then_some(path)
+    }
+
+    /// Make a result: `build` fills an empty directory, which is then put in place. A result already there is replaced.
+    pub fn make(&self, kind: &str, hash: &str, build: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+        let temporary = self.scratch().join(format!("{kind}-{hash}"));
+        remove_all(&temporary)?;
+        fs::create_dir_all(&temporary)?;
+        build(&temporary)?;
+        let place = self.place(kind, hash);
+        remove_all(&place)?;
+        fs::create_dir_all(place.parent().unwrap_or(&self.root))?;
+        fs::rename(&temporary, &place).with_context(|| format!("cannot put {} in place", place.display()))?;
+        Ok(place)
+    }
+
+    /// Remove all but the newest `keep` results of a kind.
+    pub fn prune(&self, kind: &str, keep: usize) -> Result<()> {
+        let mut found: Vec<(SystemTime, PathBuf)> = Vec::new();
+        for entry in fs::read_dir(self.root.join(kind)).into_iter().flatten() {
+            let entry = entry?;
+            found.push((entry.metadata()?.modified()?, entry.path()));
+        }
+        found.sort();
+        for (_, path) in found.iter().take(found.len().saturating_sub(keep)) {
+            remove_all(path)?;
+        }
+        Ok(())
+    }
+
+    fn place(&self, kind: &str, hash: &str) -> PathBuf {
+        self.root.join(kind).join(hash)
+    }
+}
+
+/// Remove a directory tree; one that is not there is fine.
+pub fn remove_all(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fingerprint_knows_where_one_input_ends() {
+        let of = |a: &str, b: &str| Fingerprint::new("kind", 1).text(a).text(b).finish();
+        assert_eq!(of("ab", "c"), of("ab", "c"));
+        assert_ne!(of("ab", "c"), of("a", "bc"));
+        assert_ne!(Fingerprint::new("kind", 1).finish(), Fingerprint::new("kind", 2).finish());
+    }
+
+    #[test]
+    fn a_result_appears_whole_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open_at(dir.path()).unwrap();
+        let failed = cache.make("thing", "1", |path| {
+            fs::write(path.join("half"), "x")?;
+            anyhow::bail!("power cut")
+        });
+        assert!(failed.is_err());
+        assert_eq!(cache.find("thing", "1"), None);
+        let made = cache.make("thing", "1", |path| Ok(fs::write(path.join("whole"), "x")?)).unwrap();
+        assert_eq!(cache.find("thing", "1"), Some(made.clone()));
+        assert!(made.join("whole").exists() && !made.join("half").exists());
+    }
+
+    #[test]
+    fn pruning_keeps_the_newest() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open_at(dir.path()).unwrap();
+        for (age, hash) in [(30, "old"), (20, "middle"), (10, "new")] {
+            let made = cache.make("thing", hash, |_| Ok(())).unwrap();
+            let time = SystemTime::now() - std::time::Duration::from_secs(age);
+            File::open(made).unwrap().set_modified(time).unwrap();
+        }
+        cache.prune("thing", 2).unwrap();
+        assert_eq!(cache.find("thing", "old"), None);
+        assert!(cache.find("thing", "middle").is_some() && cache.find("thing", "new").is_some());
+    }
+}

@@ -1,0 +1,174 @@
+//! The guest kernels: `tinyconfig` of the Debian source package, our fragments over it, no patch.
+
+use std::cell::OnceCell;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread::available_parallelism;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::cache::{Cache, Fingerprint};
+use super::kconfig;
+use super::recipe::{self, KernelRecipe, KernelVariant};
+use crate::step::{self, Step};
+
+/// Raised when this file makes something else of the same inputs.
+const VERSION: u32 = 1;
+
+/// A built kernel: `vmlinux` (ELF, without debug information), `System.map`, `config`, `release`.
+pub struct Kernel {
+    /// File name in the guest directory.
+    pub name: String,
+    /// Where it lies in the cache.
+    pub dir: PathBuf,
+    /// What `uname -r` says in the guest.
+    pub release: String,
+}
+
+/// Build all variants that the cache does not hold.
+pub fn build_all(cache: &Cache, recipe: &KernelRecipe, epoch: u64) -> Result<Vec<Kernel>> {
+    let source = Source::find(recipe, cache.scratch().join("linux"))?;
+    let kernels = recipe.variants.iter().map(|variant| build(cache, &source, variant, epoch)).collect();
+    source.remove()?;
+    kernels
+}
+
+/// The kernel source, unpacked when the first variant needs it.
+struct Source<'a> {
+    recipe: &'a KernelRecipe,
+    version: String,
+    tree: PathBuf,
+    unpacked: OnceCell<()>,
+}
+
+impl<'a> Source<'a> {
+    fn find(recipe: &'a KernelRecipe, tree: PathBuf) -> Result<Source<'a>> {
+        ensure!(
+            recipe.archive.exists(),
+            "{} is missing: install the package {} (`cargo xtask setup --group build`)",
+            recipe.archive.display(),
+            recipe.package
+        );
+        let version =
+            step::output(Command::new("dpkg-query").args(["--show", "--showformat=${Version}", &recipe.package]))
+                .with_context(|| format!("cannot tell the version of {}", recipe.package))?;
+        Ok(Source { recipe, version, tree, unpacked: OnceCell::new() })
+    }
+
+    fn unpack(&self, log: &Path) -> Result<&Path> {
+        if self.unpacked.get().is_none() {
+            let step = Step::begin(format!("Unpack {} {}", self.recipe.package, self.version), log)?;
+            fs::create_dir_all(&self.tree)?;
+            let mut tar = Command::new("tar");
+            tar.arg("--extract")
+                .arg("--strip-components=1")
+                .arg("--file")
+                .arg(&self.recipe.archive)
+                .arg("--directory")
+                .arg(&self.tree);
+            step.run(&mut tar)?;
+            step.done("");
+            let _ = self.unpacked.set(());
+        }
+        Ok(&self.tree)
+    }
+
+    fn remove(self) -> Result<()> {
+        super::cache::remove_all(&self.tree)
+    }
+}
+
+fn build(cache: &Cache, source: &Source<'_>, variant: &KernelVariant, epoch: u64) -> Result<Kernel> {
+    let fragments = read_fragments(variant)?;
+    let mut fingerprint =
+        Fingerprint::new("kernel", VERSION).text(&source.version).text(&compiler()?).text(&epoch.to_string());
+    for fragment in &fragments {
+        fingerprint = fingerprint.text(fragment);
+    }
+    let hash = fingerprint.finish();
+    let dir = match cache.find("kernel", &hash) {
+        Some(dir) => {
+            step::reused(&format!("Kernel {}", variant.name), &read(&dir.join("release"))?);
+            dir
+        }
+        None => {
+            let log = cache.log(&format!("kernel-{}", variant.name));
+            let tree = source.unpack(&log)?;
+            let step = Step::begin(format!("Build kernel {} (several minutes)", variant.name), &log)?;
+            let work = cache.scratch().join(format!("build-{hash}"));
+            let dir = cache.make("kernel", &hash, |out| {
+                let make = Make { step: &step, tree, work: &work, epoch };
+                make.configure(&fragments)?;
+                make.kernel(out)
+            })?;
+            super::cache::remove_all(&work)?;
+            step.done(&read(&dir.join("release"))?);
+            dir
+        }
+    };
+    let release = read(&dir.join("release"))?;
+    Ok(Kernel { name: variant.name.clone(), dir, release })
+}
+
+fn read_fragments(variant: &KernelVariant) -> Result<Vec<String>> {
+    variant.fragments.iter().map(|name| read(&recipe::dir().join(name))).collect()
+}
+
+fn read(path: &Path) -> Result<String> {
+    fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+fn compiler() -> Result<String> {
+    step::output(Command::new("gcc").args(["-dumpfullversion", "-dumpmachine"]))
+}
+
+/// One kernel build, out of the source tree.
+struct Make<'a> {
+    step: &'a Step,
+    tree: &'a Path,
+    work: &'a Path,
+    epoch: u64,
+}
+
+impl Make<'_> {
+    fn configure(&self, fragments: &[String]) -> Result<()> {
+        fs::create_dir_all(self.work)?;
+        self.run(&["tinyconfig"])?;
+        // Kconfig lets a later line win, so merging is appending.
+        let path = self.work.join(".config");
+        let mut config = read(&path)?;
+        for fragment in fragments {
+            config.push('\n');
+            config.push_str(fragment);
+        }
+        fs::write(&path, config)?;
+        self.run(&["olddefconfig"])?;
+        let unmet = kconfig::unmet(&kconfig::asked(fragments.iter().map(String::as_str)), &read(&path)?);
+        if !unmet.is_empty() {
+            bail!("the kernel's config does not hold what guest/image asks for:\n  {}", unmet.join("\n  "));
+        }
+        Ok(())
+    }
+
+    fn kernel(&self, out: &Path) -> Result<()> {
+        let jobs = format!("-j{}", available_parallelism().map_or(1, usize::from));
+        self.run(&[&jobs, "vmlinux"])?;
+        let mut strip = Command::new("strip");
+        strip.arg("--strip-debug").arg("-o").arg(out.join("vmlinux")).arg(self.work.join("vmlinux"));
+        self.step.run(&mut strip)?;
+        fs::copy(self.work.join("System.map"), out.join("System.map"))?;
+        fs::copy(self.work.join(".config"), out.join("config"))?;
+        fs::write(out.join("release"), read(&self.work.join("include/config/kernel.release"))?.trim())?;
+        Ok(())
+    }
+
+    /// Who, where and when are fixed: the kernel shows them to every guest, and the same inputs shall give the same bytes.
+    fn run(&self, targets: &[&str]) -> Result<()> {
+        let mut make = Command::new("make");
+        make.arg("-C").arg(self.tree).arg(format!("O={}", self.work.display())).args(targets);
+        make.env("KBUILD_BUILD_USER", "cove").env("KBUILD_BUILD_HOST", "cove");
+        make.env("KBUILD_BUILD_TIMESTAMP", format!("@{}", self.epoch)).env("LC_ALL", "C");
+        self.step.run(&mut make)
+    }
+}

@@ -1,0 +1,19 @@
+//! `cargo xtask test`: sets the machine up, then every test there is. The README's test command; CI runs it too.
+
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::{build, check, setup, workspace};
+
+/// Set-up, checks with the unit tests, build, then the product end to end on real machines.
+pub fn run() -> Result<()> {
+    setup::run(&setup::Args::default())?;
+    check::run()?;
+    build::run(&build::Args::default())?;
+    eprintln!("  ... End-to-end tests");
+    let mut tests = Command::new(workspace::cargo());
+    tests.args(["test", "--locked", "--package", "cove-tests"]);
+    tests.env("COVE_TEST_BIN_DIR", workspace::target_dir().join("release"));
+    check::shown(&mut tests)
+}
