@@ -1,2 +1,106 @@
-//! Being built.
-fn main() {}
+//! PID 1 of every Cove machine: prepares it, then runs commands and moves files for the engine over vsock.
+//!
+//! Without arguments it is that. As `cove-agent --unix PATH` it serves the same protocol on a unix socket as a process
+//! among others, without touching the machine: so the whole server is tested on an ordinary host.
+//!
+//! One thread, one loop (`server`); file operations have threads of their own (`workers`). It never panics on purpose:
+//! the death of PID 1 is the death of the machine.
+#![deny(unsafe_code)]
+
+#[allow(unsafe_code)]
+mod init;
+
+mod server;
+
+mod transport;
+
+mod command;
+
+mod launch;
+
+mod environment;
+
+mod accounts;
+
+#[allow(unsafe_code)]
+mod process;
+
+#[allow(unsafe_code)]
+mod reaper;
+
+mod workers;
+
+mod files;
+
+mod failure;
+
+mod machine;
+
+mod power;
+
+#[allow(unsafe_code)]
+mod vsock;
+
+use std::{env, fs, io, os::fd::OwnedFd, os::unix::net::UnixListener, process::ExitCode};
+
+use cove_protocol::{
+    guest::Reply,
+    vmm::{AGENT_PORT, READY_PORT},
+};
+
+use crate::{
+    machine::{Machine, Process, uptime_us},
+    server::{Host, Server},
+    transport::Transport,
+};
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let result = match arguments.as_slice() {
+        [flag, path] if flag == "--unix" => serve_unix(path),
+        _ if std::process::id() == 1 => serve_machine(),
+        _ => Err(io::Error::other("it is PID 1 of a machine, or is started as: cove-agent --unix PATH")),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cove-agent: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The agent's life in a machine.
+fn serve_machine() -> io::Result<()> {
+    init::prepare();
+    let listener = vsock::listener(AGENT_PORT)?;
+    let mut machine = Machine { boot_us: uptime_us() };
+    let hello = machine.hello();
+    let mut server = Server::new(listener, &mut machine)?;
+    if let Err(error) = announce(&hello) {
+        eprintln!("cove-agent: the host does not listen for the ready call: {error}");
+    }
+    let mut transport = server.run()?;
+    drop(server);
+    power::off(&mut transport);
+    Err(io::Error::other("the machine would not end"))
+}
+
+/// Tells the host that the agent serves.
+fn announce(hello: &Reply) -> io::Result<()> {
+    let mut transport = Transport::new(vsock::connect(vsock::HOST_CID, READY_PORT)?);
+    transport.send_all(hello).map_err(io::Error::other)
+}
+
+/// The agent as a process among others. A power-off request ends it.
+fn serve_unix(path: &str) -> io::Result<()> {
+    // As PID 1 would: what commands leave behind becomes our child.
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
+    let listener = UnixListener::bind(path)?;
+    listener.set_nonblocking(true)?;
+    let mut process = Process { boot_us: uptime_us() };
+    let served = Server::new(OwnedFd::from(listener), &mut process)?.run();
+    let removed = fs::remove_file(path);
+    served?.send_all(&Reply::Done).map_err(io::Error::other)?;
+    removed
+}

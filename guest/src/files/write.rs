@@ -1,0 +1,137 @@
+//! Writing a file so that its path shows the old content or the whole new one, never a part, whatever breaks.
+//!
+//! The bytes go to a temporary file in the same directory, which is renamed over the path and then flushed to the disk:
+//! a reply of `Done` outlives a killed machine. An existing file keeps its permission bits and owner, and a symbolic link is
+//! written through.
+
+use std::{
+    fs::{self, File, Metadata, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown},
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use cove_protocol::guest::{CHUNK_BYTES_MAX, Input, Reply};
+
+use super::{FileError, change::make_parents};
+use crate::{
+    failure::{Failure, absolute},
+    transport::Transport,
+};
+
+/// Symbolic links followed before a path is refused, as the kernel counts them.
+const LINKS_MAX: usize = 40;
+
+/// Makes names of temporary files differ.
+static LAST_TEMPORARY: AtomicU64 = AtomicU64::new(0);
+
+/// Receives the content and gives the final reply. A failure is answered once all the content has come, so that the
+/// connection can carry the next request.
+pub fn write_file(transport: &mut Transport, path: &str, mode: u32, buffer: &mut Vec<u8>) -> Result<Reply, FileError> {
+    buffer.resize(CHUNK_BYTES_MAX, 0);
+    let failed = |error: io::Error| Failure::io(format!("Cannot write {path}"), &error);
+    let mut target = begin(path, mode);
+    loop {
+        match transport.next::<Input>()? {
+            None => transport.wait_for_bytes(buffer)?,
+            Some(Input::Data(bytes)) => {
+                if let Ok(temporary) = &mut target
+                    && let Err(error) = temporary.file.write_all(&bytes)
+                {
+                    target = Err(failed(error));
+                }
+            }
+            Some(Input::End) => break,
+            Some(Input::Signal(_)) => {}
+        }
+    }
+    target?.publish().map_err(failed)?;
+    Ok(Reply::Done)
+}
+
+/// Checks the path and opens the temporary file beside it.
+fn begin(path: &str, mode: u32) -> Result<Temporary, Failure> {
+    absolute("path", path)?;
+    if mode & !0o7777 != 0 {
+        return Err(Failure::request(format!("mode: {mode:#o} has more than permission bits")));
+    }
+    if path.ends_with('/') {
+        return Err(Failure::path(path, "names a directory"));
+    }
+    let failed = |error: io::Error| Failure::io(format!("Cannot write {path}"), &error);
+    let (target, existing) = follow_links(Path::new(path)).map_err(failed)?;
+    if existing.as_ref().is_some_and(|metadata| !metadata.is_file()) {
+        return Err(Failure::path(path, "is not a regular file"));
+    }
+    make_parents(&target)?;
+    Temporary::beside(target, mode, existing.as_ref()).map_err(failed)
+}
+
+/// Where a write to `path` ends up, and what is there.
+fn follow_links(path: &Path) -> io::Result<(PathBuf, Option<Metadata>)> {
+    let mut target = path.to_path_buf();
+    for _ in 0..LINKS_MAX {
+        match fs::symlink_metadata(&target) {
+            Ok(metadata) if metadata.is_symlink() => {
+                let link = fs::read_link(&target)?;
+                target.pop();
+                target.push(link);
+            }
+            Ok(metadata) => return Ok((target, Some(metadata))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((target, None)),
+            Err(error) => return Err(error),
+        }
+    }
+    Err(io::Error::from_raw_os_error(libc::ELOOP))
+}
+
+/// A file that is removed again unless it is published.
+struct Temporary {
+    file: File,
+    path: PathBuf,
+    target: PathBuf,
+    published: bool,
+}
+
+impl Temporary {
+    fn beside(target: PathBuf, mode: u32, existing: Option<&Metadata>) -> io::Result<Self> {
+        let number = LAST_TEMPORARY.fetch_add(1, Ordering::Relaxed);
+        let path = target.with_file_name(format!(".cove-write-{}-{number}", std::process::id()));
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+        let temporary = Self { file, path, target, published: false };
+        if let Some(existing) = existing
+            && (existing.uid(), existing.gid()) != (0, 0)
+        {
+            fchown(&temporary.file, Some(existing.uid()), Some(existing.gid()))?;
+        }
+        let mode = existing.map_or(mode, |existing| existing.mode() & 0o7777);
+        temporary.file.set_permissions(fs::Permissions::from_mode(mode))?;
+        Ok(temporary)
+    }
+
+    /// Puts the file in its place.
+    fn publish(mut self) -> io::Result<()> {
+        // First the bytes start on their way, then the new name, then one flush for both. On ext4 this order has the
+        // blocks allocated no later than the name in its journal, so even a machine killed in between never shows the
+        // name without its bytes; and it costs one journal commit where a flush before and after would cost two.
+        start_writeback(&self.file)?;
+        fs::rename(&self.path, &self.target)?;
+        self.published = true;
+        self.file.sync_all()
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if !self.published {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Has the kernel allocate blocks for all that was written and start to write it.
+fn start_writeback(file: &File) -> io::Result<()> {
+    // Where a file system does not know this, the full flush is right too.
+    file.sync_data()
+}

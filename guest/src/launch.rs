@@ -1,0 +1,170 @@
+//! From an [`Exec`] request to a running process: what it runs, as whom, where, with which environment and pipes.
+//!
+//! Everything that may fail with a reason for the user is checked here. Pipes can be made ahead of their command
+//! ([`Pipes::new`]), because on hosts that emulate the guest's kernel each system call before the start is felt.
+
+use std::{
+    ffi::CString,
+    fs::File,
+    io,
+    os::fd::{AsFd, OwnedFd},
+};
+
+use cove_protocol::guest::{Command, DEFAULT_CWD, ErrorKind, Exec};
+use rustix::{
+    fs::{OFlags, fcntl_setfl},
+    pipe::{PipeFlags, pipe_with},
+    process::Pid,
+};
+
+use crate::{
+    accounts::Account,
+    environment::Environment,
+    failure::{Failure, absolute},
+    process::{Program, SpawnError, Spawner, Stdio, Step},
+};
+
+/// Shells that run a line, the best first. Not as a login shell: that would read profile files on each command, and all
+/// they would set is in the environment already.
+const SHELLS: [&str; 2] = ["/bin/bash", "/bin/sh"];
+
+/// The output pipes of one command.
+#[derive(Debug)]
+pub struct Pipes {
+    /// The agent's end, which never blocks, and the command's.
+    pub stdout: (OwnedFd, OwnedFd),
+    /// As `stdout`.
+    pub stderr: (OwnedFd, OwnedFd),
+}
+
+impl Pipes {
+    /// Makes both.
+    ///
+    /// # Errors
+    /// When the kernel has no descriptor left.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self { stdout: output_pipe()?, stderr: output_pipe()? })
+    }
+}
+
+fn output_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC)?;
+    // Only our end: the flag belongs to the end, and programs do not expect it on theirs.
+    fcntl_setfl(&ours, OFlags::NONBLOCK)?;
+    Ok((ours, theirs))
+}
+
+/// A command that just started, and the agent's ends of its pipes.
+#[derive(Debug)]
+pub struct Launched {
+    /// Its process id, session and process group.
+    pub pid: Pid,
+    /// Where its standard input is written to, if asked.
+    pub stdin: Option<OwnedFd>,
+    /// Where its standard output is read from.
+    pub stdout: OwnedFd,
+    /// Where its standard error is read from.
+    pub stderr: OwnedFd,
+}
+
+/// Starts commands.
+#[derive(Debug)]
+pub struct Launcher {
+    spawner: Spawner,
+    null: File,
+}
+
+impl Launcher {
+    /// Opens what every command shares.
+    ///
+    /// # Errors
+    /// When there is no `/dev/null`.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self { spawner: Spawner::default(), null: File::open("/dev/null")? })
+    }
+
+    /// Starts the command of a request with `sandbox`'s environment under its own.
+    ///
+    /// # Errors
+    /// Names the field that is wrong, or what could not be run.
+    pub fn launch(&mut self, exec: &Exec, sandbox: &[(String, String)], pipes: Pipes) -> Result<Launched, Failure> {
+        let program = program(exec, sandbox)?;
+        let stdin = if exec.stdin { Some(input_pipe()?) } else { None };
+        let stdio = Stdio {
+            stdin: stdin.as_ref().map_or(self.null.as_fd(), |(_, theirs)| theirs.as_fd()),
+            stdout: pipes.stdout.1.as_fd(),
+            stderr: pipes.stderr.1.as_fd(),
+        };
+        let pid = self.spawner.spawn(&program, stdio).map_err(|error| explain(exec, &program, &error))?;
+        Ok(Launched { pid, stdin: stdin.map(|(ours, _)| ours), stdout: pipes.stdout.0, stderr: pipes.stderr.0 })
+    }
+}
+
+/// The agent's end first, which never blocks.
+fn input_pipe() -> Result<(OwnedFd, OwnedFd), Failure> {
+    let make = || {
+        let (theirs, ours) = pipe_with(PipeFlags::CLOEXEC)?;
+        fcntl_setfl(&ours, OFlags::NONBLOCK)?;
+        Ok((ours, theirs))
+    };
+    make().map_err(|error: rustix::io::Errno| Failure::io("Cannot make a pipe".into(), &error.into()))
+}
+
+fn program(exec: &Exec, sandbox: &[(String, String)]) -> Result<Program, Failure> {
+    let account = Account::find(exec.user.as_deref())?;
+    let environment = Environment::merge(&account, sandbox, &exec.env)?;
+    let (candidates, argv) = match &exec.command {
+        Command::Shell(line) => shell(line)?,
+        Command::Argv(words) => argv(words, environment.path())?,
+    };
+    Ok(Program {
+        candidates,
+        argv,
+        env: environment.strings(),
+        cwd: absolute("cwd", exec.cwd.as_deref().unwrap_or(DEFAULT_CWD))?,
+        identity: account.identity,
+    })
+}
+
+type CandidatesAndArgv = (Vec<CString>, Vec<CString>);
+
+fn shell(line: &str) -> Result<CandidatesAndArgv, Failure> {
+    let candidates = SHELLS.iter().map(|path| word(path)).collect::<Result<_, _>>()?;
+    Ok((candidates, vec![word("bash")?, word("-c")?, word(line)?]))
+}
+
+fn argv(words: &[String], path: &str) -> Result<CandidatesAndArgv, Failure> {
+    let Some(name) = words.first().filter(|name| !name.is_empty()) else {
+        return Err(Failure::request("command: it names no program".into()));
+    };
+    let argv = words.iter().map(|argument| word(argument)).collect::<Result<_, _>>()?;
+    if name.contains('/') {
+        return Ok((vec![word(name)?], argv));
+    }
+    let directories = path.split(':').map(|directory| if directory.is_empty() { "." } else { directory });
+    Ok((directories.map(|directory| word(&format!("{directory}/{name}"))).collect::<Result<_, _>>()?, argv))
+}
+
+fn word(text: &str) -> Result<CString, Failure> {
+    CString::new(text).map_err(|_| Failure::request("command: it holds a zero byte".into()))
+}
+
+/// The sentence for a command that did not start.
+fn explain(exec: &Exec, program: &Program, error: &SpawnError) -> Failure {
+    let name = match &exec.command {
+        Command::Argv(words) => words.first().map_or("", String::as_str),
+        Command::Shell(_) => SHELLS[0],
+    };
+    let errno = error.source.raw_os_error();
+    match error.step {
+        Step::Directory => Failure::io(format!("cwd: cannot enter {}", program.cwd.to_string_lossy()), &error.source),
+        Step::Identity => {
+            Failure::io(format!("user: cannot become {}", exec.user.as_deref().unwrap_or("root")), &error.source)
+        }
+        Step::Execute if errno == Some(libc::ENOENT) && !name.contains('/') => {
+            Failure { kind: ErrorKind::NotFound, message: format!("command: there is no program {name:?} in PATH") }
+        }
+        Step::Execute => Failure::io(format!("command: cannot run {name:?}"), &error.source),
+        Step::Clone | Step::Prepare => Failure::io("Cannot start a process".into(), &error.source),
+    }
+}

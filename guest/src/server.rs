@@ -1,0 +1,485 @@
+//! The agent's one loop: an epoll set over the listener, the connections, their commands' pipes and SIGCHLD.
+//!
+//! ```text
+//!   accept ──► idle ──Request::Exec──► command ──Exited sent──► idle
+//!               │
+//!               └──file operation──► lent to a worker ──final reply sent──► idle
+//! ```
+//!
+//! All descriptors but the listener are watched by edge, and what a connection could do is kept here (`readable`,
+//! `ready`): on hosts that emulate the guest's kernel a system call saved is a third of a millisecond. Each connection
+//! gets a bounded turn, so none can starve the others. Called by `main`, once.
+
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    time::{Duration, Instant},
+};
+
+use cove_protocol::guest::{CHUNK_BYTES_MAX, Configure, Exec, Input, Reply, Request, Stream};
+use rustix::{
+    event::{Timespec, epoll},
+    net::{SocketFlags, accept_with},
+};
+
+use crate::{
+    command::{OUT_BYTES_MAX, RunningCommand},
+    environment,
+    failure::Failure,
+    launch::{Launcher, Pipes},
+    reaper::Reaper,
+    transport::{Received, Transport},
+    workers::{Job, Workers},
+};
+
+/// Connections at one time; a further one is closed at once.
+pub const CONNECTIONS_MAX: usize = 64;
+
+/// Steps of one connection before the others get their turn.
+const STEPS_PER_TURN: usize = 8;
+
+/// Events taken from the kernel at once.
+const EVENTS_MAX: usize = 64;
+
+/// What the agent does to the machine it runs in. `main` gives the real one, and none where the agent is only a
+/// process among others.
+pub trait Host {
+    /// Sets the machine's name and clock.
+    ///
+    /// # Errors
+    /// Names the field that is wrong.
+    fn configure(&mut self, configure: &Configure) -> Result<(), Failure>;
+
+    /// The answer to [`Request::Hello`].
+    fn hello(&self) -> Reply;
+}
+
+/// The loop's state.
+pub struct Server<'a> {
+    epoll: OwnedFd,
+    listener: OwnedFd,
+    host: &'a mut dyn Host,
+    reaper: Reaper,
+    workers: Workers,
+    launcher: Launcher,
+    /// The environment that [`Request::Configure`] gave.
+    environment: Vec<(String, String)>,
+    connections: Vec<Connection>,
+    /// Connections that workers have.
+    lent: usize,
+    last_id: u64,
+    /// Pipes for the next command, made while nothing waits.
+    spare: Option<(u64, Pipes)>,
+    buffer: Box<[u8]>,
+}
+
+struct Connection {
+    id: u64,
+    transport: Transport,
+    command: Option<Box<RunningCommand>>,
+    /// The socket may hold bytes.
+    readable: bool,
+    /// The peer closed, or the stream broke.
+    gone: bool,
+    /// The socket took no more bytes, and has not said since that it would.
+    blocked: bool,
+    /// The set reports when the socket takes bytes again.
+    watched_for_room: bool,
+    /// It has something to do in this round.
+    due: bool,
+}
+
+/// What a connection's turn came to.
+enum Turn {
+    Waits,
+    GoesOn,
+    Ends,
+    Lends(Request),
+    PowersOff,
+}
+
+/// What an event is about, packed into the 64 bits that epoll gives back: an id above, the kind in the last 3 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Token {
+    Listener,
+    Children,
+    Workers,
+    Socket(u64),
+    Output(u64, Stream),
+    Stdin(u64),
+}
+
+impl Token {
+    fn data(self) -> epoll::EventData {
+        epoll::EventData::new_u64(match self {
+            Token::Listener => 0,
+            Token::Children => 1,
+            Token::Workers => 2,
+            Token::Socket(id) => id << 3 | 3,
+            Token::Output(id, Stream::Stdout) => id << 3 | 4,
+            Token::Output(id, Stream::Stderr) => id << 3 | 5,
+            Token::Stdin(id) => id << 3 | 6,
+        })
+    }
+
+    fn of(data: epoll::EventData) -> Self {
+        let id = data.u64() >> 3;
+        match data.u64() & 7 {
+            0 => Token::Listener,
+            1 => Token::Children,
+            2 => Token::Workers,
+            3 => Token::Socket(id),
+            4 => Token::Output(id, Stream::Stdout),
+            5 => Token::Output(id, Stream::Stderr),
+            _ => Token::Stdin(id),
+        }
+    }
+}
+
+const SOCKET_EVENTS: epoll::EventFlags =
+    epoll::EventFlags::IN.union(epoll::EventFlags::RDHUP).union(epoll::EventFlags::ET);
+const GONE_EVENTS: epoll::EventFlags =
+    epoll::EventFlags::RDHUP.union(epoll::EventFlags::HUP).union(epoll::EventFlags::ERR);
+const OUTPUT_EVENTS: epoll::EventFlags = epoll::EventFlags::IN.union(epoll::EventFlags::ET);
+const ROOM_EVENTS: epoll::EventFlags = epoll::EventFlags::OUT.union(epoll::EventFlags::ET);
+
+impl<'a> Server<'a> {
+    /// A server on a listening, non-blocking stream socket. No other thread may run yet.
+    ///
+    /// # Errors
+    /// When the kernel lacks a descriptor.
+    pub fn new(listener: OwnedFd, host: &'a mut dyn Host) -> io::Result<Self> {
+        let server = Self {
+            epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            listener,
+            host,
+            reaper: Reaper::new()?,
+            workers: Workers::new()?,
+            launcher: Launcher::new()?,
+            environment: Vec::new(),
+            connections: Vec::new(),
+            lent: 0,
+            last_id: 0,
+            spare: None,
+            buffer: vec![0; CHUNK_BYTES_MAX].into_boxed_slice(),
+        };
+        let watch =
+            |fd: &dyn AsFd, token: Token| epoll::add(&server.epoll, fd.as_fd(), token.data(), epoll::EventFlags::IN);
+        watch(&server.listener, Token::Listener)?;
+        watch(&server.reaper, Token::Children)?;
+        watch(&server.workers, Token::Workers)?;
+        Ok(server)
+    }
+
+    /// Serves until a peer asks for power-off; gives back that peer's connection, which awaits its reply.
+    ///
+    /// # Errors
+    /// When the kernel's event queue itself fails, which nothing can go on without.
+    pub fn run(&mut self) -> io::Result<Transport> {
+        let mut events = Vec::with_capacity(EVENTS_MAX);
+        loop {
+            let timeout = self.timeout();
+            if timeout.is_none_or(|timeout| timeout != ZERO) {
+                self.prepare();
+            }
+            events.clear();
+            match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), timeout.as_ref()) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            for event in &events {
+                self.note(Token::of(event.data), event.flags);
+            }
+            self.check_deadlines();
+            if let Some(transport) = self.turns() {
+                return Ok(transport);
+            }
+        }
+    }
+
+    /// How long to wait: not at all while a connection has more to do, else until the first deadline.
+    fn timeout(&self) -> Option<Timespec> {
+        if self.connections.iter().any(|connection| connection.due) {
+            return Some(ZERO);
+        }
+        let first = self.connections.iter().filter_map(|c| c.command.as_ref()?.deadline()).min()?;
+        let left = first.saturating_duration_since(Instant::now()).min(TIMEOUT_MAX) + Duration::from_millis(1);
+        Some(Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) })
+    }
+
+    /// Makes the next command's pipes while nobody waits.
+    fn prepare(&mut self) {
+        if self.spare.is_none() {
+            self.spare = self.pipes().ok();
+        }
+    }
+
+    fn pipes(&mut self) -> io::Result<(u64, Pipes)> {
+        let (id, pipes) = (self.next_id(), Pipes::new()?);
+        for (ours, stream) in [(&pipes.stdout.0, Stream::Stdout), (&pipes.stderr.0, Stream::Stderr)] {
+            epoll::add(&self.epoll, ours, Token::Output(id, stream).data(), OUTPUT_EVENTS)?;
+        }
+        Ok((id, pipes))
+    }
+
+    fn next_id(&mut self) -> u64 {
+        self.last_id += 1;
+        self.last_id
+    }
+
+    fn note(&mut self, token: Token, flags: epoll::EventFlags) {
+        match token {
+            Token::Listener => self.accept(),
+            Token::Children => self.reap(),
+            Token::Workers => self.take_back(),
+            Token::Socket(id) => {
+                if let Some(connection) = self.connections.iter_mut().find(|connection| connection.id == id) {
+                    connection.readable |= flags.contains(epoll::EventFlags::IN);
+                    connection.blocked &= !flags.contains(epoll::EventFlags::OUT);
+                    connection.gone |= flags.intersects(GONE_EVENTS);
+                    connection.due = true;
+                }
+            }
+            Token::Output(id, stream) => {
+                let empty_and_closed = flags.contains(epoll::EventFlags::HUP) && !flags.contains(epoll::EventFlags::IN);
+                self.note_command(id, |command| command.note_output(stream, empty_and_closed));
+            }
+            Token::Stdin(id) => self.note_command(id, RunningCommand::note_stdin),
+        }
+    }
+
+    fn note_command(&mut self, id: u64, note: impl FnOnce(&mut RunningCommand)) {
+        for connection in &mut self.connections {
+            if let Some(command) = connection.command.as_mut().filter(|command| command.id == id) {
+                note(command);
+                connection.due = true;
+                return;
+            }
+        }
+    }
+
+    fn accept(&mut self) {
+        let Ok(socket) = accept_with(&self.listener, SocketFlags::CLOEXEC) else { return };
+        if self.connections.len() + self.lent >= CONNECTIONS_MAX {
+            return;
+        }
+        let id = self.next_id();
+        self.admit(id, Transport::new(socket));
+    }
+
+    /// Takes a connection into the loop. The set reports at once what its socket already holds.
+    fn admit(&mut self, id: u64, transport: Transport) {
+        match epoll::add(&self.epoll, &transport.socket, Token::Socket(id).data(), SOCKET_EVENTS) {
+            Ok(()) => self.connections.push(Connection {
+                id,
+                transport,
+                command: None,
+                readable: false,
+                gone: false,
+                blocked: false,
+                watched_for_room: false,
+                // Frames that came with the last operation's may wait already.
+                due: true,
+            }),
+            Err(error) => eprintln!("cove-agent: cannot watch a connection: {error}"),
+        }
+    }
+
+    fn reap(&mut self) {
+        self.reaper.acknowledge();
+        let now = Instant::now();
+        while let Some((pid, status)) = self.reaper.next() {
+            for connection in &mut self.connections {
+                if let Some(command) = connection.command.as_mut().filter(|command| command.pid == pid) {
+                    command.note_exit(status, now);
+                    connection.due = true;
+                }
+            }
+        }
+    }
+
+    fn take_back(&mut self) {
+        for (id, transport) in self.workers.take_returned() {
+            self.lent = self.lent.saturating_sub(1);
+            if let Some(transport) = transport {
+                self.admit(id, transport);
+            }
+        }
+    }
+
+    fn check_deadlines(&mut self) {
+        if self.connections.iter().any(|c| c.command.as_ref().is_some_and(|command| command.deadline().is_some())) {
+            let now = Instant::now();
+            self.connections
+                .iter_mut()
+                .filter_map(|c| c.command.as_mut())
+                .for_each(|command| command.check_deadline(now));
+        }
+    }
+
+    /// A turn for each connection that has something to do.
+    fn turns(&mut self) -> Option<Transport> {
+        let mut at = 0;
+        while at < self.connections.len() {
+            if !std::mem::take(&mut self.connections[at].due) {
+                at += 1;
+                continue;
+            }
+            match self.turn(at) {
+                Turn::Waits => at += 1,
+                Turn::GoesOn => {
+                    self.connections[at].due = true;
+                    at += 1;
+                }
+                Turn::Ends => {
+                    let ended = self.connections.swap_remove(at);
+                    if let Some(command) = &ended.command {
+                        command.kill();
+                    }
+                }
+                Turn::Lends(request) => {
+                    let Connection { id, transport, .. } = self.connections.swap_remove(at);
+                    let _ = epoll::delete(&self.epoll, &transport.socket);
+                    self.lent += 1;
+                    self.workers.start(Job { id, transport, request });
+                }
+                Turn::PowersOff => return Some(self.connections.swap_remove(at).transport),
+            }
+        }
+        None
+    }
+
+    fn turn(&mut self, at: usize) -> Turn {
+        for _ in 0..STEPS_PER_TURN {
+            match self.step(at) {
+                Ok(Turn::GoesOn) => {}
+                Ok(turn) => return turn,
+                Err(error) => {
+                    eprintln!("cove-agent: a connection is dropped: {error}");
+                    return Turn::Ends;
+                }
+            }
+        }
+        Turn::GoesOn
+    }
+
+    /// One bounded piece of work. `GoesOn` when it moved something, so that there may be more.
+    fn step(&mut self, at: usize) -> io::Result<Turn> {
+        if self.connections[at].gone {
+            return Ok(Turn::Ends);
+        }
+        let mut turn = match self.connections[at].command {
+            Some(_) => self.step_command(at)?,
+            None => self.step_idle(at)?,
+        };
+        // Bytes are taken only where no whole frame waits, so that a peer cannot pile up frames here.
+        let connection = &mut self.connections[at];
+        if matches!(turn, Turn::Waits) && connection.wants_bytes() {
+            turn = Turn::GoesOn;
+            match connection.transport.receive(&mut self.buffer) {
+                Received::More => {}
+                Received::Last | Received::Nothing => connection.readable = false,
+                Received::Closed => return Ok(Turn::Ends),
+            }
+        }
+        self.flush(at)?;
+        Ok(turn)
+    }
+
+    fn step_idle(&mut self, at: usize) -> io::Result<Turn> {
+        let connection = &mut self.connections[at];
+        if connection.transport.backlog() >= OUT_BYTES_MAX {
+            return Ok(Turn::Waits);
+        }
+        match connection.transport.next::<Request>().map_err(io::Error::other)? {
+            None => Ok(Turn::Waits),
+            Some(Request::PowerOff) => Ok(Turn::PowersOff),
+            Some(request) => self.begin(at, request),
+        }
+    }
+
+    fn step_command(&mut self, at: usize) -> io::Result<Turn> {
+        let Connection { transport, command: slot, .. } = &mut self.connections[at];
+        let Some(command) = slot else { return Ok(Turn::Waits) };
+        let mut moved = false;
+        while command.takes_input()
+            && let Some(input) = transport.next::<Input>().map_err(io::Error::other)?
+        {
+            command.take(input);
+            moved = true;
+        }
+        let stdin = Token::Stdin(command.id).data();
+        if let Some(pipe) = command.pump_stdin() {
+            epoll::add(&self.epoll, pipe, stdin, ROOM_EVENTS)?;
+        }
+        moved |= command.pump_output(transport, &mut self.buffer)?;
+        if let Some(exit) = command.finished() {
+            transport.queue(&Reply::Exited(exit)).map_err(io::Error::other)?;
+            *slot = None;
+            moved = true;
+        }
+        Ok(if moved { Turn::GoesOn } else { Turn::Waits })
+    }
+
+    fn flush(&mut self, at: usize) -> io::Result<()> {
+        let connection = &mut self.connections[at];
+        if connection.transport.backlog() == 0 || connection.blocked {
+            return Ok(());
+        }
+        connection.blocked = !connection.transport.flush()?;
+        // Watched for room only while there is none: the set would speak up at each acknowledgement otherwise.
+        if connection.blocked != connection.watched_for_room {
+            let events = if connection.blocked { SOCKET_EVENTS | ROOM_EVENTS } else { SOCKET_EVENTS };
+            epoll::modify(&self.epoll, &connection.transport.socket, Token::Socket(connection.id).data(), events)?;
+            connection.watched_for_room = connection.blocked;
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, at: usize, request: Request) -> io::Result<Turn> {
+        let reply = match request {
+            Request::Hello => self.host.hello(),
+            Request::Configure(configure) => match self.configure(configure) {
+                Ok(()) => Reply::Done,
+                Err(failure) => failure.into(),
+            },
+            Request::Exec(exec) => match self.start(at, &exec) {
+                Ok(pid) => Reply::Started { pid },
+                Err(failure) => failure.into(),
+            },
+            request => return Ok(Turn::Lends(request)),
+        };
+        self.connections[at].transport.queue(&reply).map_err(io::Error::other)?;
+        Ok(Turn::GoesOn)
+    }
+
+    fn configure(&mut self, configure: Configure) -> Result<(), Failure> {
+        configure.env.iter().try_for_each(|(name, value)| environment::check(name, value))?;
+        self.host.configure(&configure)?;
+        self.environment = configure.env;
+        Ok(())
+    }
+
+    fn start(&mut self, at: usize, exec: &Exec) -> Result<i32, Failure> {
+        let started = Instant::now();
+        let spare = self.spare.take().map_or_else(|| self.pipes(), Ok);
+        let (id, pipes) = spare.map_err(|error| Failure::io("Cannot make pipes".into(), &error))?;
+        let launched = self.launcher.launch(exec, &self.environment, pipes)?;
+        let command = RunningCommand::new(id, launched, exec, started);
+        let pid = command.pid.as_raw_nonzero().get();
+        self.connections[at].command = Some(Box::new(command));
+        Ok(pid)
+    }
+}
+
+const ZERO: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+
+/// The longest single wait; a deadline further away is simply looked at again.
+const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
+
+impl Connection {
+    /// True when bytes may be there and there is a place for them.
+    fn wants_bytes(&self) -> bool {
+        self.readable && self.command.as_ref().is_none_or(|command| command.takes_input())
+    }
+}
