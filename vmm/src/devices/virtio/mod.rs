@@ -13,6 +13,7 @@ pub mod context;
 pub mod interrupt;
 pub mod mmio;
 pub mod rng;
+pub mod vsock;
 pub mod worker;
 
 use std::os::fd::RawFd;
