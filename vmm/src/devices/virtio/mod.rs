@@ -9,6 +9,7 @@
 //! The transport owns a device at rest. When the driver sets DRIVER_OK the transport hands the device with its queues
 //! to a worker; a reset or a pause stops the worker and takes them back, so that a snapshot is of something at rest.
 
+pub mod block;
 pub mod context;
 pub mod interrupt;
 pub mod mmio;
