@@ -90,6 +90,7 @@ impl Decoder {
     /// # Errors
     /// [`FrameError::TooLarge`] as soon as a prefix announces too much, [`FrameError::Malformed`] for a payload that is
     /// not a `T`. After an error the stream cannot be trusted: drop the connection.
+    #[expect(clippy::should_implement_trait, reason = "the type of the message is the caller's choice at each call")]
     pub fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, FrameError> {
         let pending = &self.bytes[self.start..];
         let Some(prefix) = pending.first_chunk::<PREFIX_BYTES>() else { return Ok(None) };
