@@ -92,13 +92,14 @@ fn announce(hello: &Reply) -> io::Result<()> {
     transport.send_all(hello).map_err(io::Error::other)
 }
 
-/// The agent as a process among others. A power-off request ends it.
+/// The agent as a process among others. Says `ready` when it listens; a power-off request ends it.
 fn serve_unix(path: &str) -> io::Result<()> {
     // As PID 1 would: what commands leave behind becomes our child.
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
     let listener = UnixListener::bind(path)?;
     listener.set_nonblocking(true)?;
     let mut process = Process { boot_us: uptime_us() };
+    println!("ready");
     let served = Server::new(OwnedFd::from(listener), &mut process)?.run();
     let removed = fs::remove_file(path);
     served?.send_all(&Reply::Done).map_err(io::Error::other)?;

@@ -260,7 +260,8 @@ impl<'a> Server<'a> {
 
     fn accept(&mut self) {
         let Ok(socket) = accept_with(&self.listener, SocketFlags::CLOEXEC) else { return };
-        if self.connections.len() + self.lent >= CONNECTIONS_MAX {
+        let alive = self.connections.iter().filter(|connection| !connection.gone).count();
+        if alive + self.lent >= CONNECTIONS_MAX {
             return;
         }
         let id = self.next_id();
@@ -368,6 +369,8 @@ impl<'a> Server<'a> {
         if self.connections[at].gone {
             return Ok(Turn::Ends);
         }
+        // Only after the socket said that it has room again: each step leaves nothing unsent that could be sent.
+        self.flush(at)?;
         let mut turn = match self.connections[at].command {
             Some(_) => self.step_command(at)?,
             None => self.step_idle(at)?,
@@ -382,13 +385,18 @@ impl<'a> Server<'a> {
                 Received::Closed => return Ok(Turn::Ends),
             }
         }
+        let had_room = self.connections[at].has_room();
         self.flush(at)?;
+        // What waited for room would wait for an event that does not come if the room came right here.
+        if !had_room && self.connections[at].has_room() {
+            turn = Turn::GoesOn;
+        }
         Ok(turn)
     }
 
     fn step_idle(&mut self, at: usize) -> io::Result<Turn> {
         let connection = &mut self.connections[at];
-        if connection.transport.backlog() >= OUT_BYTES_MAX {
+        if !connection.has_room() {
             return Ok(Turn::Waits);
         }
         match connection.transport.next::<Request>().map_err(io::Error::other)? {
@@ -480,6 +488,11 @@ const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
 impl Connection {
     /// True when bytes may be there and there is a place for them.
     fn wants_bytes(&self) -> bool {
-        self.readable && self.command.as_ref().is_none_or(|command| command.takes_input())
+        self.readable && self.command.as_ref().map_or(self.has_room(), |command| command.takes_input())
+    }
+
+    /// True while more may be queued for the peer.
+    fn has_room(&self) -> bool {
+        self.transport.backlog() < OUT_BYTES_MAX
     }
 }
