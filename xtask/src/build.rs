@@ -10,6 +10,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::guest;
+use crate::setup;
 use crate::step::Step;
 use crate::workspace;
 
@@ -47,15 +48,9 @@ pub fn ensure(with_ui: bool) -> Result<Built> {
 }
 
 fn build_ui() -> Result<()> {
-    let root = workspace::root();
-    if !root.join("package.json").exists() {
-        return Ok(());
-    }
+    setup::install_npm_packages()?;
     let step = Step::begin("Build the UI", &workspace::target_dir().join("xtask/ui.log"))?;
-    if !root.join("node_modules").exists() {
-        step.run(Command::new("npm").args(["ci", "--no-audit", "--no-fund"]).current_dir(&root))?;
-    }
-    step.run(Command::new("npm").args(["run", "build"]).current_dir(&root))?;
+    step.run(Command::new("npm").args(["run", "build"]).current_dir(workspace::root()))?;
     step.done("");
     Ok(())
 }

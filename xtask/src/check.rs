@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 
 use crate::step::elapsed;
-use crate::{codegen, licences, tidy, workspace};
+use crate::{codegen, licences, setup, tidy, workspace};
 
 /// Runs every check in turn; stops at the first that fails.
 pub fn run() -> Result<()> {
@@ -14,7 +14,7 @@ pub fn run() -> Result<()> {
     check("House rules", tidy::run)?;
     check("Licences", licences::run)?;
     // The page comes before the crates: the window's crate embeds what it builds to.
-    check("UI packages", || npm(&["ci", "--no-fund", "--no-audit"]))?;
+    setup::install_npm_packages()?;
     check("UI types", || npm(&["run", "check"]))?;
     check("UI tests", || npm(&["test"]))?;
     check("UI build", || npm(&["run", "build"]))?;

@@ -45,7 +45,9 @@ pub fn run() -> Result<()> {
         .packages
         .iter()
         .filter(|package| !accepted(package.license.as_deref().unwrap_or_default(), &deny.licenses.allow))
-        .map(|package| format!("{} {}: {}", package.name, package.version, package.license.as_deref().unwrap_or("none")))
+        .map(|package| {
+            format!("{} {}: {}", package.name, package.version, package.license.as_deref().unwrap_or("none"))
+        })
         .collect();
     if refused.is_empty() {
         Ok(())

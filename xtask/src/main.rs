@@ -6,9 +6,15 @@
 #![forbid(unsafe_code)]
 
 mod build;
+mod check;
+mod codegen;
 mod guest;
+mod licences;
+mod run;
 mod setup;
 mod step;
+mod test;
+mod tidy;
 mod workspace;
 
 use std::process::ExitCode;
@@ -31,6 +37,14 @@ enum Task {
     Guest(guest::Args),
     /// Build everything for use: cove, vmm, agent, UI, guest.
     Build(build::Args),
+    /// Build everything, run a program in a sandbox, open the window.
+    Run(run::Args),
+    /// Set up, check, build, and run every test.
+    Test,
+    /// Format, lints, types, unit tests, generated files, house rules, licences.
+    Check,
+    /// Write the generated files: OpenAPI document, UI types.
+    Codegen(codegen::Args),
 }
 
 fn main() -> ExitCode {
@@ -38,6 +52,10 @@ fn main() -> ExitCode {
         Task::Setup(args) => setup::run(&args),
         Task::Guest(args) => guest::run(&args),
         Task::Build(args) => build::run(&args),
+        Task::Run(args) => run::run(&args),
+        Task::Test => test::run(),
+        Task::Check => check::run(),
+        Task::Codegen(args) => codegen::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

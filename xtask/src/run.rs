@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args as ClapArgs;
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{build, check, setup, workspace};
+use crate::{build, check, setup};
 
 /// Arguments of `cargo xtask run`.
 #[derive(ClapArgs)]
@@ -26,16 +26,15 @@ pub struct Args {
 /// Does the main job and, without `--once`, shows the product until it is closed.
 pub fn run(args: &Args) -> Result<()> {
     setup::run(&setup::Args::default())?;
-    build::run(&build::Args::default())?;
-    let release = workspace::target_dir().join("release");
-    let mut server = Server::start(&release.join("cove"))?;
-    check::shown(Command::new(release.join("cove")).args(["demo", "--url", &server.base_url]))?;
+    let cove = build::ensure(true)?.cove;
+    let mut server = Server::start(&cove)?;
+    check::shown(Command::new(&cove).args(["demo", "--url", &server.base_url]))?;
     if args.once {
         return server.stop();
     }
     if ["DISPLAY", "WAYLAND_DISPLAY"].iter().any(|name| env::var_os(name).is_some_and(|value| !value.is_empty())) {
         check::cargo(&["build", "--release", "--locked", "--package", "cove-desktop"])?;
-        check::shown(&mut Command::new(release.join("cove-desktop")))?;
+        check::shown(&mut Command::new(cove.with_file_name("cove-desktop")))?;
         server.stop()
     } else {
         eprintln!("No display: open the page above in a browser. Ctrl-C ends the server; sandboxes stay.");

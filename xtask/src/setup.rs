@@ -15,7 +15,7 @@ use crate::step::{self, Step};
 use crate::workspace;
 
 /// Arguments of `cargo xtask setup`.
-#[derive(clap::Args)]
+#[derive(clap::Args, Default)]
 pub struct Args {
     /// Only these groups of packages: build, desktop, test. All of them by default.
     #[arg(long = "group", value_name = "GROUP")]
@@ -150,10 +150,14 @@ fn sudo_asks_nothing() -> bool {
     step::output(Command::new("sudo").args(["--non-interactive", "true"])).is_ok()
 }
 
-/// The UI's packages, exactly as the lock file names them.
-fn install_npm_packages() -> Result<()> {
+/// The UI's packages, exactly as the lock file names them; nothing when they are there already.
+pub fn install_npm_packages() -> Result<()> {
     let root = workspace::root();
-    if !root.join("package-lock.json").exists() {
+    let changed = |path: &str| std::fs::metadata(root.join(path)).and_then(|file| file.modified());
+    // npm writes the second file at the end of an install.
+    if let (Ok(wanted), Ok(installed)) = (changed("package-lock.json"), changed("node_modules/.package-lock.json"))
+        && wanted <= installed
+    {
         return Ok(());
     }
     let step = Step::begin("Install the UI's packages", &workspace::target_dir().join("xtask/npm-ci.log"))?;

@@ -10,10 +10,10 @@ use crate::{build, check, setup, workspace};
 pub fn run() -> Result<()> {
     setup::run(&setup::Args::default())?;
     check::run()?;
-    build::run(&build::Args::default())?;
+    let cove = build::ensure(true)?.cove;
     eprintln!("  ... End-to-end tests");
     let mut tests = Command::new(workspace::cargo());
     tests.args(["test", "--locked", "--package", "cove-tests"]);
-    tests.env("COVE_TEST_BIN_DIR", workspace::target_dir().join("release"));
+    tests.env("COVE_TEST_BIN_DIR", cove.with_file_name(""));
     check::shown(&mut tests)
 }

@@ -110,7 +110,9 @@ fn code_lines(text: &str) -> usize {
 fn has_unsafe(text: &str) -> bool {
     let code = |line: &&str| !line.trim_start().starts_with("//");
     text.lines().filter(code).any(|line| {
-        ["unsafe {", "unsafe fn", "unsafe impl", "unsafe extern", "unsafe(no_mangle)"].iter().any(|form| line.contains(form))
+        ["unsafe {", "unsafe fn", "unsafe impl", "unsafe extern", "unsafe(no_mangle)"]
+            .iter()
+            .any(|form| line.contains(form))
     })
 }
 
@@ -177,7 +179,6 @@ fn dependency_problems() -> Result<Vec<String>> {
     }
     Ok(problems)
 }
-
 
 #[cfg(test)]
 mod tests {

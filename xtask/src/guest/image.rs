@@ -66,13 +66,13 @@ pub fn build_base(cache: &Cache, disk: &DiskRecipe, rootfs: &Rootfs, epoch: u64,
     Ok(Base { image: dir.join("root.ext4"), hash })
 }
 
-/// Unpack the root and let mke2fs copy it. Without root, fakeroot keeps owners and modes in between.
+/// Unpack the root, without device nodes (the guest's kernel makes them), and let mke2fs copy it. Without root, fakeroot keeps owners and modes in between.
 fn fill(step: &Step, cache: &Cache, disk: &DiskRecipe, rootfs: &Rootfs, epoch: u64, image: &Path) -> Result<()> {
     let tree = cache.scratch().join("root");
     remove_all(&tree)?;
     fs::create_dir_all(&tree)?;
     let blocks = disk.size_mib * (1 << 20) / BLOCK_BYTES;
-    let script = r#"tar --extract --numeric-owner --preserve-permissions --same-owner --file "$1" --directory "$2"; shift 2; exec mke2fs "$@""#;
+    let script = r#"tar --extract --numeric-owner --preserve-permissions --same-owner --exclude='./dev/*' --file "$1" --directory "$2"; shift 2; exec mke2fs "$@""#;
 
     let mut command = if setup::is_root()? { Command::new("sh") } else { Command::new("fakeroot") };
     if !setup::is_root()? {
