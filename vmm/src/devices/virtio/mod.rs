@@ -13,7 +13,11 @@ pub mod block;
 pub mod context;
 pub mod interrupt;
 pub mod mmio;
+#[cfg(any(test, feature = "test-utils"))]
+pub mod mock;
 pub mod rng;
+#[cfg(test)]
+mod tests;
 pub mod vsock;
 pub mod worker;
 
