@@ -38,8 +38,8 @@ pub const CONNECTIONS_MAX: usize = 64;
 /// Steps of one connection before the others get their turn.
 const STEPS_PER_TURN: usize = 8;
 
-/// Events taken from the kernel at once.
-const EVENTS_MAX: usize = 64;
+/// Events taken from the kernel at once: more than there are connections.
+const EVENTS_MAX: usize = 128;
 
 /// What the agent does to the machine it runs in. `main` gives the real one, and none where the agent is only a
 /// process among others.
@@ -194,6 +194,10 @@ impl<'a> Server<'a> {
             if let Some(transport) = self.turns() {
                 return Ok(transport);
             }
+            // After those that closed have made room.
+            if events.iter().any(|event| Token::of(event.data) == Token::Listener) {
+                self.accept();
+            }
         }
     }
 
@@ -229,7 +233,7 @@ impl<'a> Server<'a> {
 
     fn note(&mut self, token: Token, flags: epoll::EventFlags) {
         match token {
-            Token::Listener => self.accept(),
+            Token::Listener => {}
             Token::Children => self.reap(),
             Token::Workers => self.take_back(),
             Token::Socket(id) => {
@@ -260,8 +264,7 @@ impl<'a> Server<'a> {
 
     fn accept(&mut self) {
         let Ok(socket) = accept_with(&self.listener, SocketFlags::CLOEXEC) else { return };
-        let alive = self.connections.iter().filter(|connection| !connection.gone).count();
-        if alive + self.lent >= CONNECTIONS_MAX {
+        if self.connections.len() + self.lent >= CONNECTIONS_MAX {
             return;
         }
         let id = self.next_id();
