@@ -3,6 +3,11 @@
 //! A device is told of port and memory accesses on the vCPU threads ([`BusDevice`]); the real work of a virtio device
 //! happens on a worker thread of its own (`virtio::worker`).
 
+pub mod bus;
+pub mod console;
+pub mod i8042;
+pub mod power;
+pub mod serial;
 pub mod virtio;
 
 /// A device that answers accesses to an address range. Called on vCPU threads, under the device's lock, so an

@@ -1,0 +1,271 @@
+//! From a [`MachineConfig`] to a [`Machine`] that stands still before its first instruction. Read this first: it names
+//! all that a machine is made of, in the order in which it must be made.
+
+use std::sync::{Arc, Mutex};
+
+use cove_protocol::vmm::ExitReason;
+use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config};
+use kvm_ioctls::{Cap, IoEventAddress, MsrExitReason, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::arch::x86_64::assist::{Assist, MSR_STAR, SYSCALL_MSRS};
+use crate::arch::x86_64::{
+    IDENTITY_MAP_START, SERIAL_IRQ, TSS_START, VIRTIO_WINDOW_BYTES, cpuid, kernel, mptable, registers, virtio_irq,
+    virtio_window,
+};
+use crate::config::MachineConfig;
+use crate::devices::bus::{Bus, OverlapError};
+use crate::devices::console::ConsoleLog;
+use crate::devices::i8042::{self, I8042};
+use crate::devices::power::{self, Power};
+use crate::devices::serial::{self, Serial};
+use crate::devices::virtio::block::{Block, LayerError};
+use crate::devices::virtio::mmio::{QUEUE_NOTIFY, Transport, TransportError};
+use crate::devices::virtio::rng::Rng;
+use crate::devices::virtio::vsock::{Vsock, VsockError};
+use crate::devices::virtio::{Memory, VirtioDevice};
+use crate::host::{Host, HostError, chain};
+use crate::machine::{Ending, Machine, Parts};
+use crate::memory::{self, MemoryError};
+use crate::signal::install_kick_handler;
+use crate::vcpu::{Surroundings, Vcpu, VcpuHandle};
+
+/// Where the agent lies in the root image.
+const INIT: &str = "/usr/sbin/cove-agent";
+
+/// Why a machine could not be built.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The host cannot run machines.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// KVM refused a step.
+    #[error("KVM refused to {what}")]
+    Kvm {
+        /// What was asked.
+        what: &'static str,
+        /// What KVM says.
+        #[source]
+        source: kvm_ioctls::Error,
+    },
+    /// Guest memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The kernel.
+    #[error(transparent)]
+    Kernel(#[from] kernel::KernelError),
+    /// The MP table.
+    #[error("Cannot write the MP table into the guest's memory")]
+    MpTable(#[source] vm_memory::GuestMemoryError),
+    /// Start registers.
+    #[error(transparent)]
+    Registers(#[from] registers::RegistersError),
+    /// A disk.
+    #[error("disks[{disk}] cannot be opened")]
+    Disk {
+        /// Which.
+        disk: usize,
+        /// Why not.
+        #[source]
+        source: LayerError,
+    },
+    /// The vsock device.
+    #[error("The vsock device cannot be made")]
+    Vsock(#[from] VsockError),
+    /// A virtio device's transport.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// The console's log.
+    #[error("Cannot make the console log {}", path.display())]
+    Console {
+        /// Its path.
+        path: std::path::PathBuf,
+        /// What the system says.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Two devices at one address: a mistake in the layout.
+    #[error(transparent)]
+    Overlap(#[from] OverlapError),
+    /// The system refused a thread, a descriptor or a signal handler.
+    #[error("The system refused {what}")]
+    System {
+        /// What was asked.
+        what: &'static str,
+        /// What it says.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+fn kvm(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> BuildError {
+    move |source| BuildError::Kvm { what, source }
+}
+
+fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> BuildError {
+    move |source| BuildError::System { what, source }
+}
+
+/// Builds the machine that `config` describes; [`Machine::start`] lets it run.
+///
+/// # Errors
+/// See [`BuildError`]; everything made so far is gone then.
+pub fn build(config: &MachineConfig) -> Result<Machine, BuildError> {
+    install_kick_handler().map_err(system("a signal handler"))?;
+    let host = Host::open()?;
+    let ending = Ending::new().map_err(system("an event descriptor"))?;
+    let vcpus = config.vcpus.min(host.vcpus_max());
+    if vcpus < config.vcpus {
+        tracing::warn!(asked = config.vcpus, granted = vcpus, "This host can give fewer vCPUs than asked");
+    }
+    let memory = memory::map(config.memory_bytes)?;
+    let vm = create_vm(&host)?;
+    memory::register(&vm, &memory)?;
+
+    let mut devices = Devices { vm: &vm, memory: &memory, ending: &ending, ports: Bus::default(), mmio: Bus::default() };
+    let serial = devices.add_legacy(config)?;
+    let transports = devices.add_virtio(config)?;
+    let surroundings = Surroundings {
+        ports: Arc::new(devices.ports),
+        mmio: Arc::new(devices.mmio),
+        memory: Arc::clone(&memory),
+        ending: ending.clone(),
+    };
+
+    let entry = kernel::load(&memory, &config.kernel, &command_line(config, transports.len(), host.assist))?;
+    mptable::write(&memory, vcpus).map_err(BuildError::MpTable)?;
+    registers::write_boot_tables(&memory)?;
+    let vcpus = start_vcpus(&host, &vm, vcpus, entry, &surroundings)?;
+    Ok(Machine::new(Parts { vcpus, transports, serial, vm, memory, assist: host.assist, ending }))
+}
+
+/// A VM with KVM's own interrupt controllers and timer.
+fn create_vm(host: &Host) -> Result<VmFd, BuildError> {
+    let vm = host.kvm.create_vm().map_err(kvm("create a VM"))?;
+    vm.set_identity_map_address(IDENTITY_MAP_START).map_err(kvm("place its identity map"))?;
+    vm.set_tss_address(TSS_START as usize).map_err(kvm("place its task state segment"))?;
+    vm.create_irq_chip().map_err(kvm("create interrupt controllers"))?;
+    let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+    vm.create_pit2(pit).map_err(kvm("create a timer"))?;
+    if host.assist {
+        watch_syscall_msrs(&vm)?;
+    }
+    Ok(vm)
+}
+
+/// Lets a guest's write to the SYSCALL MSRs come to us: the assist must know them before the first SYSCALL.
+fn watch_syscall_msrs(vm: &VmFd) -> Result<(), BuildError> {
+    let mut cap = kvm_enable_cap { cap: Cap::X86UserSpaceMsr as u32, ..Default::default() };
+    cap.args[0] = MsrExitReason::Filter.bits().into();
+    vm.enable_cap(&cap).map_err(kvm("report writes to MSRs"))?;
+    // A zero bit denies the access to KVM, which makes it an exit.
+    let denied = [0u8];
+    let range =
+        MsrFilterRange { flags: MsrFilterRangeFlags::WRITE, base: MSR_STAR, msr_count: SYSCALL_MSRS, bitmap: &denied };
+    vm.set_msr_filter(MsrFilterDefaultAction::ALLOW, &[range]).map_err(kvm("filter MSRs"))
+}
+
+/// The guest's command line. Words of the spec come last, so they win.
+fn command_line(config: &MachineConfig, virtio_devices: usize, assist: bool) -> String {
+    // Only what is critical or worse reaches the console: each line costs, and a panic is what must be seen. On a reboot
+    // the keyboard controller's reset line is pulled, which ends the machine; a panic reboots at once.
+    let mut words: Vec<String> =
+        ["console=ttyS0", "loglevel=3", "reboot=k", "panic=-1", "8250.nr_uarts=1"].map(Into::into).into();
+    if assist {
+        words.push(format!("clearcpuid={}", cpuid::ASSIST_CLEARED));
+        // Statistics of memory cgroups were 8 % of the work under page faults, mitigations use instructions that the
+        // interpreter lacks, and the timer's self-test is slow.
+        words.extend(["cgroup_disable=memory", "mitigations=off", "no_timer_check"].map(Into::into));
+    }
+    if let Some(root) = config.disks.first() {
+        let mode = if root.read_only { "ro" } else { "rw" };
+        words.extend(["root=/dev/vda".into(), mode.into(), "rootfstype=ext4".into(), format!("init={INIT}")]);
+    }
+    for index in 0..virtio_devices {
+        let (window, irq) = (virtio_window(index), virtio_irq(index));
+        words.push(format!("virtio_mmio.device=4K@{window:#x}:{irq}"));
+    }
+    words.extend(config.kernel_args.iter().cloned());
+    words.join(" ")
+}
+
+/// Devices being put on their buses.
+struct Devices<'a> {
+    vm: &'a VmFd,
+    memory: &'a Memory,
+    ending: &'a Ending,
+    ports: Bus,
+    mmio: Bus,
+}
+
+impl Devices<'_> {
+    /// Serial console, keyboard controller and power switch.
+    fn add_legacy(&mut self, config: &MachineConfig) -> Result<Arc<Mutex<Serial>>, BuildError> {
+        let console = |source| BuildError::Console { path: config.console.log.clone(), source };
+        let log = ConsoleLog::create(&config.console.log, config.console.bytes_max).map_err(console)?;
+        let serial = Arc::new(Mutex::new(Serial::new(self.irq(SERIAL_IRQ)?, log)));
+        self.ports.insert("serial", serial::PORT, serial::PORTS, Arc::clone(&serial) as _)?;
+        self.ports.insert("i8042", i8042::PORT, 1, Arc::new(Mutex::new(I8042::new(self.ending.clone()))))?;
+        self.ports.insert("power", power::PORT, 1, Arc::new(Mutex::new(Power::new(self.ending.clone()))))?;
+        Ok(serial)
+    }
+
+    /// Disks in their order, so that the first is /dev/vda; then vsock and rng.
+    fn add_virtio(&mut self, config: &MachineConfig) -> Result<Vec<Arc<Mutex<Transport>>>, BuildError> {
+        let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+        for (disk, spec) in config.disks.iter().enumerate() {
+            devices.push(Box::new(Block::open(disk, spec).map_err(|source| BuildError::Disk { disk, source })?));
+        }
+        devices.push(Box::new(Vsock::new(&config.vsock)?));
+        devices.push(Box::new(Rng::new()));
+        devices.into_iter().enumerate().map(|(index, device)| self.add_transport(index, device)).collect()
+    }
+
+    fn add_transport(&mut self, index: usize, device: Box<dyn VirtioDevice>) -> Result<Arc<Mutex<Transport>>, BuildError> {
+        let ending = self.ending.clone();
+        let on_fault = Arc::new(move |error| ending.set(ExitReason::HostFault(chain(&error))));
+        let transport = Transport::new(Arc::clone(self.memory), device, self.irq(virtio_irq(index))?, on_fault)?;
+        let notify = IoEventAddress::Mmio(virtio_window(index) + QUEUE_NOTIFY);
+        for (queue, kick) in transport.kick_fds().iter().enumerate() {
+            // A host without ioeventfds is slower, not unable: the write then comes as an exit to the transport.
+            if let Err(error) = self.vm.register_ioevent(kick, &notify, queue as u32) {
+                tracing::warn!(device = transport.name(), queue, %error, "No ioeventfd for a queue");
+            }
+        }
+        let transport = Arc::new(Mutex::new(transport));
+        self.mmio.insert("virtio", virtio_window(index), VIRTIO_WINDOW_BYTES, Arc::clone(&transport) as _)?;
+        Ok(transport)
+    }
+
+    /// An event descriptor whose writes raise interrupt line `irq`.
+    fn irq(&self, irq: u32) -> Result<EventFd, BuildError> {
+        let event = EventFd::new(EFD_NONBLOCK).map_err(system("an event descriptor"))?;
+        self.vm.register_irqfd(&event, irq).map_err(kvm("bind an interrupt line"))?;
+        Ok(event)
+    }
+}
+
+/// All vCPUs with their threads, at rest: the first at `entry`, the others waiting for the kernel to start them.
+fn start_vcpus(
+    host: &Host,
+    vm: &VmFd,
+    count: u8,
+    entry: u64,
+    surroundings: &Surroundings,
+) -> Result<Vec<VcpuHandle>, BuildError> {
+    let tsc_deadline = host.kvm.check_extension(Cap::TscDeadlineTimer);
+    let synced = host.kvm.check_extension(Cap::SyncRegs);
+    let mut vcpus = Vec::new();
+    for id in 0..count {
+        let fd = vm.create_vcpu(id.into()).map_err(kvm("create a vCPU"))?;
+        let cpuid = cpuid::for_vcpu(&host.cpuid, id, count, tsc_deadline, host.assist);
+        fd.set_cpuid2(&cpuid).map_err(kvm("set a vCPU's features"))?;
+        registers::set_common(&fd)?;
+        if id == 0 {
+            registers::set_boot(&fd, entry)?;
+        }
+        let assist = host.assist.then(Assist::default);
+        vcpus.push(Vcpu::new(id, fd, assist, synced, surroundings.clone()));
+    }
+    vcpus.into_iter().map(|vcpu| vcpu.start().map_err(system("a vCPU's thread"))).collect()
+}

@@ -1,0 +1,210 @@
+//! A machine: owns the VM, its memory, its vCPUs and devices; starts, pauses, resumes and ends them.
+//!
+//! Called by the event loop only, on the main thread. What happens on other threads reaches it through [`Ending`].
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use cove_protocol::vmm::{ExitReason, Stats};
+use kvm_ioctls::VmFd;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::arch::x86_64::assist::Finished;
+use crate::devices::serial::Serial;
+use crate::devices::virtio::Memory;
+use crate::devices::virtio::mmio::Transport;
+use crate::memory::resident_bytes;
+use crate::vcpu::VcpuHandle;
+
+/// How a machine's end is made known: set once, by whoever sees it first; its descriptor becomes readable.
+#[derive(Clone)]
+pub struct Ending(Arc<EndingInner>);
+
+struct EndingInner {
+    reason: Mutex<Option<ExitReason>>,
+    event: EventFd,
+}
+
+impl Ending {
+    /// An end that has not come.
+    ///
+    /// # Errors
+    /// When the system has no descriptor left.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self(Arc::new(EndingInner { reason: Mutex::new(None), event: EventFd::new(EFD_NONBLOCK)? })))
+    }
+
+    /// The machine ends because of `reason`. Only the first call counts.
+    pub fn set(&self, reason: ExitReason) {
+        let mut first = self.0.reason.lock().unwrap_or_else(PoisonError::into_inner);
+        if first.is_none() {
+            tracing::info!(?reason, "The machine ends");
+            *first = Some(reason);
+            if let Err(error) = self.0.event.write(1) {
+                tracing::error!(%error, "Cannot signal the machine's end");
+            }
+        }
+    }
+
+    /// The reason, once there is one.
+    pub fn reason(&self) -> Option<ExitReason> {
+        self.0.reason.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl AsRawFd for Ending {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.event.as_raw_fd()
+    }
+}
+
+/// What [`crate::builder`] puts into a machine.
+pub struct Parts {
+    /// The vCPUs, at rest.
+    pub vcpus: Vec<VcpuHandle>,
+    /// The virtio devices.
+    pub transports: Vec<Arc<Mutex<Transport>>>,
+    /// The console.
+    pub serial: Arc<Mutex<Serial>>,
+    /// The VM.
+    pub vm: VmFd,
+    /// Guest memory.
+    pub memory: Memory,
+    /// The host needs the assist.
+    pub assist: bool,
+    /// The machine's end.
+    pub ending: Ending,
+}
+
+/// A built machine. Fields are dropped in order: threads first, then the VM, then the memory it writes to.
+pub struct Machine {
+    parts: Parts,
+    started: Instant,
+    paused: bool,
+}
+
+impl Machine {
+    /// A machine that stands still.
+    pub fn new(parts: Parts) -> Self {
+        Self { parts, started: Instant::now(), paused: true }
+    }
+
+    /// Lets the vCPUs run for the first time.
+    pub fn start(&mut self) {
+        self.started = Instant::now();
+        self.resume();
+    }
+
+    /// Stops the vCPUs, then brings every device to rest. A no-op while paused.
+    pub fn pause(&mut self) {
+        if self.paused {
+            return;
+        }
+        self.stop_vcpus();
+        for transport in &self.parts.transports {
+            lock(transport).pause();
+        }
+        self.paused = true;
+    }
+
+    /// Lets devices and vCPUs go on. A no-op while running.
+    pub fn resume(&mut self) {
+        if !self.paused {
+            return;
+        }
+        for transport in &self.parts.transports {
+            lock(transport).resume();
+        }
+        for vcpu in &self.parts.vcpus {
+            vcpu.resume();
+        }
+        self.paused = false;
+    }
+
+    /// Ends the machine: vCPUs stop for good, devices make durable what they acknowledged.
+    pub fn end(self) {
+        for vcpu in &self.parts.vcpus {
+            vcpu.ask_end();
+        }
+        for vcpu in &self.parts.vcpus {
+            vcpu.wait_paused();
+        }
+        for transport in &self.parts.transports {
+            lock(transport).pause();
+        }
+    }
+
+    /// vCPUs that were granted.
+    pub fn vcpus(&self) -> u8 {
+        self.parts.vcpus.len() as u8
+    }
+
+    /// Whether the host needs the assist.
+    pub fn assist(&self) -> bool {
+        self.parts.assist
+    }
+
+    /// The vCPUs, in order.
+    pub fn vcpu_handles(&self) -> &[VcpuHandle] {
+        &self.parts.vcpus
+    }
+
+    /// The machine's end.
+    pub fn ending(&self) -> &Ending {
+        &self.parts.ending
+    }
+
+    /// The newest `bytes_max` bytes of the console.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub fn console_tail(&self, bytes_max: usize) -> io::Result<Vec<u8>> {
+        lock(&self.parts.serial).tail(bytes_max)
+    }
+
+    /// Figures since the start.
+    pub fn stats(&self) -> Stats {
+        let parts = &self.parts;
+        let mut devices: Vec<_> = parts
+            .transports
+            .iter()
+            .map(|transport| {
+                let transport = lock(transport);
+                (transport.name().to_owned(), transport.stats())
+            })
+            .collect();
+        devices.push(("serial".to_owned(), lock(&parts.serial).stats()));
+        Stats {
+            uptime_us: self.started.elapsed().as_micros() as u64,
+            paused: self.paused,
+            vcpus: parts.vcpus.iter().map(VcpuHandle::stats).collect(),
+            memory_resident_bytes: resident_bytes(&parts.memory),
+            devices,
+            assist: self.assist_stats(),
+        }
+    }
+
+    fn assist_stats(&self) -> Vec<(String, u64)> {
+        let counts: Vec<_> = self.parts.vcpus.iter().map(VcpuHandle::assist_counts).collect();
+        let total = |index: usize| counts.iter().map(|vcpu| vcpu[index]).sum();
+        let named = Finished::ALL.iter().enumerate().map(|(index, finished)| (finished.name().to_owned(), total(index)));
+        named.filter(|(_, count)| *count > 0).collect()
+    }
+
+    fn stop_vcpus(&self) {
+        // All are told before any is waited for, so that they stop together.
+        for vcpu in &self.parts.vcpus {
+            vcpu.ask_pause();
+        }
+        for vcpu in &self.parts.vcpus {
+            vcpu.wait_paused();
+        }
+    }
+}
+
+/// A thread that panicked has ended the machine already; its device is still good enough to come to rest.
+fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
