@@ -1,1 +1,58 @@
-//! Being built.
+//! The REST API: translate, check, delegate. One [`router`] for the window, the browser, the CLI and the SDK.
+//!
+//! ```text
+//! trace (id, log line, panic) ─► mount (the four prefixes) ─► guard (Host, Origin, token) ─► routes ─► Engine
+//! ```
+//!
+//! `cove serve` and the desktop window make an [`ApiConfig`], a router, and [`serve`] it. The engine knows no HTTP; what
+//! it says becomes a status and a code in `error.rs` alone. The contract (paths, shapes, codes) is `api/openapi.json`.
+#![forbid(unsafe_code)]
+
+mod auth;
+mod base64;
+mod config;
+mod error;
+mod extract;
+mod heartbeat;
+mod idempotency;
+mod lines;
+mod mount;
+mod openapi;
+mod routes;
+mod serve;
+mod sse;
+mod trace;
+mod types;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::middleware::{from_fn, from_fn_with_state, map_request};
+use cove_engine::Engine;
+
+pub use config::ApiConfig;
+pub use openapi::openapi_json;
+pub use serve::serve;
+
+/// What every handler has.
+#[derive(Clone)]
+pub(crate) struct Api {
+    pub engine: Engine,
+    pub config: Arc<ApiConfig>,
+}
+
+/// The whole API, mounted at `/api/v1` and its aliases.
+pub fn router(engine: Engine, config: ApiConfig) -> Router {
+    let api = Api { engine, config: Arc::new(config) };
+    let (routes, _) = routes::all().split_for_parts();
+    let routes = routes
+        .fallback(routes::unknown_route)
+        .method_not_allowed_fallback(routes::wrong_method)
+        .with_state(api.clone());
+    // The prefix is cut off before the routes are looked at, which is why they are a service inside a router.
+    Router::new()
+        .fallback_service(routes)
+        .layer(from_fn_with_state(api, auth::guard))
+        .layer(map_request(mount::strip_prefix))
+        .layer(from_fn(trace::trace))
+}

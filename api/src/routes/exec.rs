@@ -1,0 +1,284 @@
+//! Run a command: one answer at its end, or its output as it comes (contract 8.8, 8.9).
+//!
+//! When the client goes away the answer is dropped, the command with it, and the agent kills its process group.
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::Response;
+use bytes::Bytes;
+use cove_engine::protocol::guest::{self, Exit, ExitStatus, Stream};
+use cove_engine::{Engine, ExecEvent, ExecInput, Execution, SandboxId};
+use futures_util::{StreamExt, stream};
+use serde::Serialize;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::sandbox_id;
+use crate::Api;
+use crate::error::ApiError;
+use crate::extract::{Id, JsonBody};
+use crate::heartbeat::{self, Failure};
+use crate::lines::{Line, LineSplitter};
+use crate::sse;
+use crate::types::{Data, ExecBody, ExecData, ExecResult, ExitData, LineData};
+
+/// Most bytes of each output stream that a blocking call keeps; the rest is read and dropped, and the result says so.
+const OUTPUT_BYTES_MAX: usize = 64 << 20;
+
+/// The exit code of a command whose time ran out, as `timeout(1)` has it.
+const EXIT_TIMED_OUT: i32 = 124;
+
+/// The exit code of a command whose true end is not known.
+const EXIT_UNKNOWN: i32 = 255;
+
+/// Runs a command and answers at its end. A command that fails is a 200 with its exit code.
+#[utoipa::path(post, path = "/sandboxes/{id}/exec", tag = "exec", params(("id" = String, Path)), request_body = ExecBody,
+    responses((status = 200, body = ExecData)))]
+pub async fn exec(State(api): State<Api>, Id(id): Id, JsonBody(body): JsonBody<ExecBody>) -> Result<Response, ApiError> {
+    let id = sandbox_id(&id)?;
+    let (exec, stdin) = body.into_exec()?;
+    Ok(heartbeat::answer(StatusCode::OK, run(api.engine, id, exec, stdin)).await)
+}
+
+/// Runs a command and sends its output as it comes: events `stdout` and `stderr` with one line each, then one `exit`.
+/// When the sandbox fails before the command's end the last event is `error`.
+#[utoipa::path(post, path = "/sandboxes/{id}/exec/stream", tag = "exec", params(("id" = String, Path)),
+    request_body = ExecBody, responses((status = 200, body = LineData, content_type = "text/event-stream")))]
+pub async fn exec_stream(
+    State(api): State<Api>,
+    Id(id): Id,
+    JsonBody(body): JsonBody<ExecBody>,
+) -> Result<Response, ApiError> {
+    let id = sandbox_id(&id)?;
+    let (exec, stdin) = body.into_exec()?;
+    let timeout_ms = exec.timeout_ms;
+    let execution = api.engine.exec(&id, exec).await?;
+    Ok(sse::response(frames(execution, stdin, timeout_ms), api.config.stopping.clone()))
+}
+
+/// A command whose end is not known, and what it wrote until then.
+struct Broken {
+    error: ApiError,
+    so_far: ExecResult,
+}
+
+impl From<cove_engine::Error> for Broken {
+    fn from(error: cove_engine::Error) -> Self {
+        Self { error: error.into(), so_far: ExecResult::default() }
+    }
+}
+
+impl Failure for Broken {
+    fn early(self) -> ApiError {
+        self.error
+    }
+
+    /// Clients read `data` and take a missing exit code for success, so there is one that says failure.
+    fn late(self) -> impl Serialize {
+        let mut data = self.so_far;
+        data.exit_code = EXIT_UNKNOWN;
+        data.stderr.push_str(&note(self.error.message()));
+        ExecData { data, error: Some(self.error.into_body().error) }
+    }
+}
+
+async fn run(
+    engine: Engine,
+    id: SandboxId,
+    exec: guest::Exec,
+    stdin: Option<String>,
+) -> Result<Data<ExecResult>, Broken> {
+    let timeout_ms = exec.timeout_ms;
+    let Execution { mut output, input, .. } = engine.exec(&id, exec).await?;
+    let _feeder = feed(input, stdin);
+    let (mut stdout, mut stderr) = (Kept::default(), Kept::default());
+    let ended = loop {
+        match output.next().await {
+            Some(Ok(ExecEvent::Output { stream: Stream::Stdout, data })) => stdout.add(&data),
+            Some(Ok(ExecEvent::Output { stream: Stream::Stderr, data })) => stderr.add(&data),
+            Some(Ok(ExecEvent::Exited(exit))) => break Ok(exit),
+            Some(Err(error)) => break Err(error.into()),
+            None => break Err(no_end()),
+        }
+    };
+    let mut result = ExecResult {
+        stdout_truncated: stdout.truncated,
+        stderr_truncated: stderr.truncated,
+        stdout: stdout.into_text(),
+        stderr: stderr.into_text(),
+        ..ExecResult::default()
+    };
+    match ended {
+        Ok(exit) => {
+            (result.exit_code, result.duration_ms) = code_and_duration(exit);
+            if let Some(note) = timeout_note(exit, timeout_ms) {
+                result.stderr.push_str(&note);
+            }
+            Ok(Data { data: result })
+        }
+        Err(error) => Err(Broken { error, so_far: result }),
+    }
+}
+
+/// The first [`OUTPUT_BYTES_MAX`] bytes of a stream.
+#[derive(Default)]
+struct Kept {
+    bytes: Vec<u8>,
+    truncated: bool,
+}
+
+impl Kept {
+    fn add(&mut self, data: &[u8]) {
+        let room = OUTPUT_BYTES_MAX - self.bytes.len();
+        self.truncated |= data.len() > room;
+        self.bytes.extend_from_slice(&data[..data.len().min(room)]);
+    }
+
+    /// The bytes as text; no copy when they are UTF-8.
+    fn into_text(self) -> String {
+        String::from_utf8(self.bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+    }
+}
+
+/// Writes `stdin` beside the reading of output, so that neither waits for the other.
+fn feed(input: ExecInput, stdin: Option<String>) -> Option<AbortOnDropHandle<()>> {
+    let text = stdin?;
+    let task = tokio::spawn(async move {
+        // A command may end without reading all of it.
+        let _ = input.data(Bytes::from(text)).await && input.end().await;
+    });
+    Some(AbortOnDropHandle::new(task))
+}
+
+/// Exit code and milliseconds; 128 + n for a signal, as shells have it.
+fn code_and_duration(exit: Exit) -> (i32, u64) {
+    let code = match exit.status {
+        ExitStatus::Code(code) => i32::from(code),
+        ExitStatus::Signal(signal) => signal.saturating_add(128),
+        ExitStatus::TimedOut => EXIT_TIMED_OUT,
+    };
+    (code, exit.duration_us / 1000)
+}
+
+fn timeout_note(exit: Exit, timeout_ms: Option<u64>) -> Option<String> {
+    let seconds = timeout_ms.unwrap_or_default() as f64 / 1000.0;
+    (exit.status == ExitStatus::TimedOut).then(|| note(&format!("The command was killed: its time of {seconds} s is over")))
+}
+
+/// A line of the server's own in a command's standard error.
+fn note(text: &str) -> String {
+    format!("\n[cove] {text}\n")
+}
+
+fn no_end() -> ApiError {
+    ApiError::internal("The command's output ended without its end")
+}
+
+/// The stream of a command, until its `exit` frame or an `error` frame went out.
+struct Streamed {
+    execution: Execution,
+    timeout_ms: Option<u64>,
+    stdout: LineSplitter,
+    stderr: LineSplitter,
+    ended: bool,
+    _feeder: Option<AbortOnDropHandle<()>>,
+}
+
+fn frames(
+    execution: Execution,
+    stdin: Option<String>,
+    timeout_ms: Option<u64>,
+) -> impl stream::Stream<Item = Bytes> + Send + 'static {
+    let _feeder = feed(execution.input.clone(), stdin);
+    let (stdout, stderr) = Default::default();
+    let streamed = Streamed { execution, timeout_ms, stdout, stderr, ended: false, _feeder };
+    stream::unfold(streamed, |mut streamed| async move { Some((streamed.next().await?, streamed)) })
+}
+
+impl Streamed {
+    /// The next frames, at least one; `None` at the end.
+    async fn next(&mut self) -> Option<Bytes> {
+        while !self.ended {
+            let frames = match self.execution.output.next().await {
+                Some(Ok(ExecEvent::Output { stream: Stream::Stdout, data })) => all("stdout", self.stdout.push(&data)),
+                Some(Ok(ExecEvent::Output { stream: Stream::Stderr, data })) => all("stderr", self.stderr.push(&data)),
+                Some(Ok(ExecEvent::Exited(exit))) => self.end(Ok(exit)),
+                Some(Err(error)) => self.end(Err(error.into())),
+                None => self.end(Err(no_end())),
+            };
+            if !frames.is_empty() {
+                return Some(frames);
+            }
+        }
+        None
+    }
+
+    /// What is left of both streams, then the last frame.
+    fn end(&mut self, ended: Result<Exit, ApiError>) -> Bytes {
+        self.ended = true;
+        let stdout = all("stdout", self.stdout.finish());
+        let mut stderr_lines = Vec::from_iter(self.stderr.finish());
+        let last = match ended {
+            Ok(exit) => {
+                let note = timeout_note(exit, self.timeout_ms);
+                stderr_lines.extend(note.map(|note| Line { text: note.trim().to_owned(), partial: false }));
+                let (exit_code, duration_ms) = code_and_duration(exit);
+                sse::frame("exit", &ExitData { exit_code, duration_ms })
+            }
+            Err(error) => sse::error_frame(error),
+        };
+        [stdout, all("stderr", stderr_lines), last].concat().into()
+    }
+}
+
+fn all(event: &str, lines: impl IntoIterator<Item = Line>) -> Bytes {
+    let frames = lines.into_iter().map(|Line { text, partial }| sse::frame(event, &LineData { line: text, partial }));
+    frames.collect::<Vec<_>>().concat().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ends_become_the_codes_of_shells() {
+        let code = |status| code_and_duration(Exit { status, duration_us: 1_999 });
+        assert_eq!(code(ExitStatus::Code(3)), (3, 1));
+        assert_eq!(code(ExitStatus::Signal(9)), (137, 1));
+        assert_eq!(code(ExitStatus::TimedOut), (124, 1));
+        assert_eq!(code(ExitStatus::Signal(i32::MAX)).0, i32::MAX);
+    }
+
+    #[test]
+    fn only_a_timeout_has_a_note() {
+        let note = |status| timeout_note(Exit { status, duration_us: 0 }, Some(1500));
+        assert_eq!(note(ExitStatus::Code(0)), None);
+        assert!(note(ExitStatus::TimedOut).unwrap().contains("1.5 s"));
+    }
+
+    #[test]
+    fn output_is_bounded_and_says_so() {
+        let mut kept = Kept::default();
+        kept.add(&vec![b'x'; OUTPUT_BYTES_MAX]);
+        assert!(!kept.truncated);
+        kept.add(b"y");
+        assert!(kept.truncated);
+        assert_eq!(kept.into_text().len(), OUTPUT_BYTES_MAX);
+    }
+
+    #[test]
+    fn output_that_is_not_utf8_becomes_text() {
+        let mut kept = Kept::default();
+        kept.add(b"a\xffb\xe2\x82\xac");
+        assert_eq!(kept.into_text(), "a\u{fffd}b€");
+    }
+
+    #[test]
+    fn a_late_failure_is_never_taken_for_success() {
+        let so_far = ExecResult { stdout: "half".into(), ..Default::default() };
+        let document = serde_json::to_value(Broken { error: ApiError::internal("gone"), so_far }.late()).unwrap();
+        assert_eq!(document["data"]["exit_code"], 255);
+        assert_eq!(document["data"]["stdout"], "half");
+        assert!(document["data"]["stderr"].as_str().unwrap().contains("gone"));
+        assert_eq!(document["error"]["code"], "INTERNAL_ERROR");
+    }
+}

@@ -1,0 +1,165 @@
+//! A command on the wire (contract 8.8, 8.9).
+
+use std::collections::BTreeMap;
+
+use cove_engine::protocol::guest::{Command, Exec};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::error::ApiError;
+
+/// Longest time limit of a command, in seconds: a day.
+const TIMEOUT_SECONDS_MAX: f64 = 86_400.0;
+
+/// A command to run.
+#[derive(Debug, Deserialize, ToSchema)]
+pub struct ExecBody {
+    /// A shell line, or a program and its arguments.
+    pub command: ExecCommand,
+    /// Where it runs; `/workspace` when absent. `working_dir` means the same.
+    #[serde(alias = "working_dir")]
+    pub cwd: Option<String>,
+    /// Over the sandbox's own environment.
+    pub env: Option<BTreeMap<String, String>>,
+    /// Seconds, fractions too, at most 86400. Then its process group is killed and the exit code is 124. No limit when
+    /// absent or 0. `timeout_sec` means the same.
+    #[serde(alias = "timeout_sec")]
+    pub timeout: Option<f64>,
+    /// Login name or number; root when absent.
+    pub user: Option<String>,
+    /// Text for its standard input; otherwise that is empty.
+    pub stdin: Option<String>,
+}
+
+/// A shell line, or argv.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(untagged, expecting = "expected a string (a shell line) or a list of strings (program and arguments)")]
+pub enum ExecCommand {
+    /// For the shell.
+    Line(String),
+    /// A program, found in PATH, and its arguments.
+    Argv(Vec<String>),
+}
+
+impl ExecBody {
+    /// The engine's form, and the text for standard input.
+    pub fn into_exec(self) -> Result<(Exec, Option<String>), ApiError> {
+        let command = match self.command {
+            ExecCommand::Line(line) if line.trim().is_empty() => {
+                return Err(ApiError::invalid("command", "command is empty"));
+            }
+            ExecCommand::Argv(argv) if argv.first().is_none_or(String::is_empty) => {
+                return Err(ApiError::invalid("command", "command names no program"));
+            }
+            ExecCommand::Line(line) => Command::Shell(line),
+            ExecCommand::Argv(argv) => Command::Argv(argv),
+        };
+        let exec = Exec {
+            command,
+            cwd: self.cwd,
+            env: self.env.unwrap_or_default().into_iter().collect(),
+            user: self.user,
+            stdin: self.stdin.is_some(),
+            timeout_ms: self.timeout.map(timeout_ms).transpose()?.flatten(),
+        };
+        Ok((exec, self.stdin))
+    }
+}
+
+/// Milliseconds, at least one; `None` for 0, which means no limit.
+fn timeout_ms(seconds: f64) -> Result<Option<u64>, ApiError> {
+    if !(0.0..=TIMEOUT_SECONDS_MAX).contains(&seconds) {
+        let message = format!("timeout is {seconds}; it must be between 0 (no limit) and {TIMEOUT_SECONDS_MAX} seconds");
+        return Err(ApiError::invalid("timeout", message));
+    }
+    Ok((seconds > 0.0).then(|| (seconds * 1000.0).ceil() as u64))
+}
+
+/// What a command did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
+pub struct ExecResult {
+    /// Standard output; bytes that are not UTF-8 are U+FFFD.
+    pub stdout: String,
+    /// Standard error, and the server's own note when it ended the command.
+    pub stderr: String,
+    /// 128 + the number of the signal that killed it; 124 when its time ran out.
+    pub exit_code: i32,
+    /// From its start to its end.
+    pub duration_ms: u64,
+    /// The command wrote more than is kept.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub stdout_truncated: bool,
+    /// The command wrote more than is kept.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub stderr_truncated: bool,
+}
+
+/// The document of exec. `error` is there only when the sandbox failed after the answer had begun: then `data` has what
+/// the command wrote until then, and exit code 255.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ExecData {
+    /// The result.
+    pub data: ExecResult,
+    /// Why there is no true result.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<crate::error::ErrorBody>,
+}
+
+/// The payload of a `stdout` or `stderr` frame.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct LineData {
+    /// One line without its newline.
+    pub line: String,
+    /// This is a piece of a line longer than 4 MiB, and more of it follows.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub partial: bool,
+}
+
+/// The payload of the `exit` frame.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ExitData {
+    /// As in [`ExecResult`].
+    pub exit_code: i32,
+    /// As in [`ExecResult`].
+    pub duration_ms: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn exec(body: Value) -> Result<(Exec, Option<String>), ApiError> {
+        serde_json::from_value::<ExecBody>(body).unwrap().into_exec()
+    }
+
+    #[test]
+    fn a_line_goes_to_the_shell_and_a_list_does_not() {
+        let (line, stdin) = exec(json!({"command": "ls | wc", "working_dir": "/tmp"})).unwrap();
+        assert_eq!((line.command, line.cwd.as_deref()), (Command::Shell("ls | wc".into()), Some("/tmp")));
+        assert_eq!((line.stdin, stdin, line.timeout_ms), (false, None, None));
+        let (argv, stdin) = exec(json!({"command": ["ls", "a b"], "stdin": ""})).unwrap();
+        assert_eq!(argv.command, Command::Argv(vec!["ls".into(), "a b".into()]));
+        assert_eq!((argv.stdin, stdin.as_deref()), (true, Some("")));
+    }
+
+    #[test]
+    fn a_timeout_is_seconds_with_fractions() {
+        let ms = |value: Value| exec(json!({"command": "x", "timeout": value})).map(|(exec, _)| exec.timeout_ms);
+        assert_eq!(ms(json!(30)).unwrap(), Some(30_000));
+        assert_eq!(ms(json!(0.0001)).unwrap(), Some(1));
+        assert_eq!(ms(json!(1.5)).unwrap(), Some(1500));
+        assert_eq!(ms(json!(0)).unwrap(), None);
+        for wrong in [json!(-1), json!(1e9)] {
+            assert!(ms(wrong).unwrap_err().message().starts_with("timeout is"));
+        }
+    }
+
+    #[test]
+    fn an_empty_command_is_refused() {
+        for command in [json!(""), json!(" \n"), json!([]), json!([""])] {
+            assert_eq!(exec(json!({ "command": command })).unwrap_err().status().as_u16(), 422);
+        }
+    }
+}

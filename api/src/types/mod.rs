@@ -1,0 +1,61 @@
+//! The JSON shapes of the API: what `openapi.json` and the page's types are made from. Data only; routes fill them.
+
+mod exec;
+mod files;
+mod sandbox;
+mod system;
+mod template;
+
+pub use exec::{ExecBody, ExecCommand, ExecData, ExecResult, ExitData, LineData};
+pub use files::{
+    Borrowed, FileEntry, FileFailure, FileInMany, FileWritten, Listing, PathBody, Removed, WriteBody, WriteMany,
+    WriteManyBody, Written,
+};
+pub use sandbox::{CreateBody, DestroyedRecord, Readiness, ResourceContract, SandboxRecord, WaitOver};
+pub use system::{DeviceFigures, Health, HostInfo, LimitsInfo, Logs, MachineFigures, SystemInfo, VcpuFigures};
+pub use template::{TemplateList, TemplateRecord};
+
+use serde::Serialize;
+use time::OffsetDateTime;
+use time::format_description::BorrowedFormatItem;
+use time::macros::format_description;
+use utoipa::ToSchema;
+
+/// The envelope of a single resource, and of every list.
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+pub struct Data<T> {
+    /// The resource.
+    pub data: T,
+}
+
+/// Microseconds and `Z`: Python 3.9 and 3.10 read 0, 3 or 6 fraction digits and no others (contract 6.1).
+const TIMESTAMP: &[BorrowedFormatItem<'_>] =
+    format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]Z");
+
+/// `at` as the API writes times.
+pub(crate) fn timestamp(at: OffsetDateTime) -> String {
+    // The format has only parts that every date has.
+    at.to_offset(time::UtcOffset::UTC).format(TIMESTAMP).unwrap_or_default()
+}
+
+/// The same for the guest's microseconds since 1970; a hostile guest may claim times that no date has.
+pub(crate) fn timestamp_us(micros: i64) -> Option<String> {
+    let at = OffsetDateTime::from_unix_timestamp_nanos(i128::from(micros) * 1000).ok()?;
+    (1..=9999).contains(&at.year()).then(|| timestamp(at))
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+
+    #[test]
+    fn times_have_six_fraction_digits_whatever_their_precision() {
+        assert_eq!(timestamp(datetime!(2026-01-02 03:04:05 UTC)), "2026-01-02T03:04:05.000000Z");
+        assert_eq!(timestamp(datetime!(2026-01-02 03:04:05.123456789 +02:00)), "2026-01-02T01:04:05.123456Z");
+        assert_eq!(timestamp_us(-1).as_deref(), Some("1969-12-31T23:59:59.999999Z"));
+        assert_eq!(timestamp_us(i64::MAX), None);
+        assert_eq!(timestamp_us(i64::MIN), None);
+    }
+}

@@ -1,0 +1,496 @@
+//! A sandbox on the wire: the body of create, and the record (contract 6.1).
+
+use std::collections::BTreeMap;
+
+use cove_engine::{External, Sandbox, SandboxSpec, SandboxState, Size};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use time::OffsetDateTime;
+use utoipa::ToSchema;
+
+use super::timestamp;
+use crate::error::ApiError;
+
+/// What create takes. Fields that are not listed are accepted and ignored.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+pub struct CreateBody {
+    /// Template id, slug or alias; the default template when absent. `image` and `template` mean the same.
+    #[serde(alias = "image", alias = "template")]
+    pub template_id: Option<String>,
+    /// A named size. Without it and without single figures: `small`.
+    #[schema(value_type = Option<String>, example = "small")]
+    pub size: Option<Size>,
+    /// vCPUs, 1-16.
+    pub cpu_count: Option<u32>,
+    /// Memory in MiB, 512-32768.
+    pub memory_mb: Option<u32>,
+    /// Disk in MiB, 1024-204800. `disk_mb` means the same.
+    #[serde(alias = "disk_mb")]
+    pub disk_size_mb: Option<u32>,
+    /// Seconds of a session, 1-86400; 300 when absent.
+    pub timeout_sec: Option<u32>,
+    /// Seconds of inactivity, 0 (off, the default) to 86400.
+    pub idle_timeout_sec: Option<u32>,
+    /// Kept when it stops; true when absent.
+    pub persistent: Option<bool>,
+    /// No timeout is enforced.
+    pub always_on: Option<bool>,
+    /// Environment of every process.
+    pub env: Option<BTreeMap<String, String>>,
+    /// The caller's own data.
+    #[schema(value_type = Option<Object>)]
+    pub metadata: Option<Map<String, Value>>,
+    /// Unique among live sandboxes.
+    pub name: Option<String>,
+    /// A short name for URLs.
+    pub slug: Option<String>,
+    /// Labels to filter by.
+    pub tags: Option<Vec<String>>,
+    /// Stored, echoed, and a filter of the list.
+    pub external_workspace_id: Option<String>,
+    /// Stored, echoed, and a filter of the list.
+    pub external_user_id: Option<String>,
+    /// Stored, echoed, and a filter of the list.
+    pub external_project_id: Option<String>,
+    /// When the host has no room: answer `NO_READY_MACHINE`, which clients do not repeat.
+    pub fail_fast: Option<bool>,
+    /// `standard` and `auto` are this server's own machines; `soma` is refused.
+    pub runtime_profile: Option<String>,
+    /// Fields that change what runs in the sandbox and that this server does not act on: refused rather than ignored.
+    #[serde(flatten)]
+    #[schema(ignore)]
+    pub refused: Refused,
+}
+
+/// See [`CreateBody::refused`].
+#[derive(Debug, Default, Deserialize)]
+pub struct Refused {
+    setup_file: Option<Value>,
+    services: Option<Value>,
+    entrypoint: Option<Value>,
+    readiness_probe: Option<Value>,
+    auto_start: Option<Value>,
+    environment: Option<Value>,
+    environment_id: Option<Value>,
+    env_id: Option<Value>,
+}
+
+impl Refused {
+    fn check(&self) -> Result<(), ApiError> {
+        let given = [
+            ("setup_file", &self.setup_file),
+            ("services", &self.services),
+            ("entrypoint", &self.entrypoint),
+            ("readiness_probe", &self.readiness_probe),
+            ("auto_start", &self.auto_start),
+            ("environment", &self.environment),
+            ("environment_id", &self.environment_id),
+            ("env_id", &self.env_id),
+        ];
+        match given.into_iter().find(|(_, value)| value.as_ref().is_some_and(says_something)) {
+            Some((field, _)) => Err(ApiError::invalid(field, format!("{field} has no effect on this server; leave it out"))),
+            None => Ok(()),
+        }
+    }
+}
+
+/// `null`, `false`, `""`, `[]` and `{}` ask for nothing.
+fn says_something(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => false,
+        Value::Bool(true) | Value::Number(_) => true,
+        Value::String(text) => !text.is_empty(),
+        Value::Array(items) => !items.is_empty(),
+        Value::Object(fields) => !fields.is_empty(),
+    }
+}
+
+impl CreateBody {
+    /// The engine's form. The engine checks the values; what it has no field for is checked here.
+    pub fn into_spec(self) -> Result<SandboxSpec, ApiError> {
+        self.refused.check()?;
+        if let Some(profile) = self.runtime_profile.as_deref().filter(|profile| !["standard", "auto"].contains(profile)) {
+            let message = format!("runtime_profile is '{profile}'; this server has 'standard' and 'auto'");
+            return Err(ApiError::invalid("runtime_profile", message));
+        }
+        Ok(SandboxSpec {
+            template: self.template_id,
+            size: self.size,
+            cpu_count: self.cpu_count,
+            memory_mb: self.memory_mb,
+            disk_size_mb: self.disk_size_mb,
+            timeout_sec: self.timeout_sec,
+            idle_timeout_sec: self.idle_timeout_sec,
+            always_on: self.always_on,
+            persistent: self.persistent,
+            env: self.env.unwrap_or_default(),
+            metadata: self.metadata.unwrap_or_default(),
+            name: self.name,
+            slug: self.slug,
+            tags: self.tags.unwrap_or_default(),
+            external: External {
+                workspace_id: self.external_workspace_id,
+                user_id: self.external_user_id,
+                project_id: self.external_project_id,
+            },
+        })
+    }
+}
+
+/// A sandbox as everyone sees it.
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+#[allow(missing_docs, reason = "the names are those of the contract; what is not obvious has a line")]
+pub struct SandboxRecord {
+    pub id: String,
+    /// `creating`, `running`, `pausing`, `paused`, `resuming`, `snapshotting`, `error`, `destroying`, `destroyed`.
+    #[schema(value_type = String)]
+    pub state: SandboxState,
+    /// Commands can run.
+    pub ready: bool,
+    pub template_id: String,
+    pub image_id: String,
+    pub name: Option<String>,
+    pub slug: Option<String>,
+    /// `null` for custom shapes.
+    #[schema(value_type = Option<String>)]
+    pub size: Option<Size>,
+    pub resource_contract: ResourceContract,
+    /// As asked for.
+    pub cpu_count: u32,
+    /// As the host grants it; `null` until the machine ran.
+    pub cpu_granted: Option<u32>,
+    pub memory_mb: u32,
+    pub disk_size_mb: u32,
+    pub disk_mb: u32,
+    pub timeout_sec: u32,
+    pub idle_timeout_sec: u32,
+    /// What is left of a running session; `null` when none runs or none is enforced.
+    pub timeout_remaining_ms: Option<u64>,
+    pub always_on: bool,
+    pub persistent: bool,
+    /// The caller's own data; in state `error` also `last_error`, the reason.
+    #[schema(value_type = Object)]
+    pub metadata: Map<String, Value>,
+    pub tags: Vec<String>,
+    /// From the request to command-ready.
+    pub boot_ms: Option<u64>,
+    #[schema(value_type = Option<String>)]
+    pub boot_path: Option<cove_engine::sandbox::BootPath>,
+    pub checkpoint_pending: bool,
+    pub checkpoint_phase: Option<String>,
+    pub preview_url: Option<String>,
+    #[schema(value_type = Option<Object>)]
+    pub url_info: Option<Value>,
+    pub url_class: Option<String>,
+    pub stable_for_embedding: bool,
+    pub recommended_next_action: Option<String>,
+    pub preview_domain: Option<String>,
+    pub created_at: String,
+    pub inserted_at: String,
+    pub started_at: Option<String>,
+    pub ready_at: Option<String>,
+    pub destroyed_at: Option<String>,
+    pub total_runtime_sec: Option<u64>,
+    pub tenant_id: Option<String>,
+    pub owner_id: Option<String>,
+    pub workspace_id: Option<String>,
+    pub workspace_slug: Option<String>,
+    pub workspace_name: Option<String>,
+    pub project_id: Option<String>,
+    pub project_slug: Option<String>,
+    pub project_name: Option<String>,
+    pub external_workspace_id: Option<String>,
+    pub external_user_id: Option<String>,
+    pub external_project_id: Option<String>,
+}
+
+/// The shape in words that other MIOSA clients compare.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[allow(missing_docs, reason = "the names are those of the contract")]
+pub struct ResourceContract {
+    /// Such as `sandbox/small@v1` or `sandbox/custom-3x3000x9000@v1`.
+    pub id: String,
+    pub version: String,
+    pub product: String,
+    #[schema(value_type = Option<String>)]
+    pub size: Option<Size>,
+    pub vcpus: u32,
+    pub memory_mb: u32,
+    pub disk_size_mb: u32,
+}
+
+impl ResourceContract {
+    fn of(sandbox: &Sandbox) -> Self {
+        let shape = sandbox.shape;
+        let name = match sandbox.size {
+            Some(size) => size_name(size).to_owned(),
+            None => format!("custom-{}x{}x{}", shape.cpu_count, shape.memory_mb, shape.disk_size_mb),
+        };
+        Self {
+            id: format!("sandbox/{name}@v1"),
+            version: "v1".into(),
+            product: "sandbox".into(),
+            size: sandbox.size,
+            vcpus: shape.cpu_count,
+            memory_mb: shape.memory_mb,
+            disk_size_mb: shape.disk_size_mb,
+        }
+    }
+}
+
+fn size_name(size: Size) -> &'static str {
+    match size {
+        Size::Xs => "xs",
+        Size::Small => "small",
+        Size::Medium => "medium",
+        Size::Large => "large",
+        Size::Xl => "xl",
+    }
+}
+
+impl SandboxRecord {
+    /// The record of `sandbox` at the time `now`.
+    pub fn at(sandbox: Sandbox, now: OffsetDateTime) -> Self {
+        let contract = ResourceContract::of(&sandbox);
+        let timeout_remaining_ms = timeout_remaining_ms(&sandbox, now);
+        let mut metadata = sandbox.metadata;
+        if let Some(reason) = sandbox.last_error {
+            metadata.insert("last_error".into(), reason.into());
+        }
+        Self {
+            id: sandbox.id.to_string(),
+            state: sandbox.state,
+            ready: sandbox.state == SandboxState::Running,
+            image_id: sandbox.template_id.clone(),
+            template_id: sandbox.template_id,
+            name: sandbox.name,
+            slug: sandbox.slug,
+            size: sandbox.size,
+            resource_contract: contract,
+            cpu_count: sandbox.shape.cpu_count,
+            cpu_granted: sandbox.cpu_granted,
+            memory_mb: sandbox.shape.memory_mb,
+            disk_size_mb: sandbox.shape.disk_size_mb,
+            disk_mb: sandbox.shape.disk_size_mb,
+            timeout_sec: sandbox.timeout_sec,
+            idle_timeout_sec: sandbox.idle_timeout_sec,
+            timeout_remaining_ms,
+            always_on: sandbox.always_on,
+            persistent: sandbox.persistent,
+            metadata,
+            tags: sandbox.tags,
+            boot_ms: sandbox.boot_ms,
+            boot_path: sandbox.boot_path,
+            checkpoint_pending: false,
+            checkpoint_phase: None,
+            preview_url: None,
+            url_info: None,
+            url_class: None,
+            stable_for_embedding: false,
+            recommended_next_action: None,
+            preview_domain: None,
+            created_at: timestamp(sandbox.created_at),
+            inserted_at: timestamp(sandbox.created_at),
+            started_at: sandbox.started_at.map(timestamp),
+            ready_at: sandbox.ready_at.map(timestamp),
+            destroyed_at: sandbox.destroyed_at.map(timestamp),
+            total_runtime_sec: None,
+            tenant_id: None,
+            owner_id: None,
+            workspace_id: None,
+            workspace_slug: None,
+            workspace_name: None,
+            project_id: None,
+            project_slug: None,
+            project_name: None,
+            external_workspace_id: sandbox.external.workspace_id,
+            external_user_id: sandbox.external.user_id,
+            external_project_id: sandbox.external.project_id,
+        }
+    }
+
+    /// The record of `sandbox` now.
+    pub fn now(sandbox: Sandbox) -> Self {
+        Self::at(sandbox, OffsetDateTime::now_utc())
+    }
+}
+
+fn timeout_remaining_ms(sandbox: &Sandbox, now: OffsetDateTime) -> Option<u64> {
+    if sandbox.state != SandboxState::Running || sandbox.always_on {
+        return None;
+    }
+    let end = sandbox.started_at? + time::Duration::seconds(sandbox.timeout_sec.into());
+    Some(u64::try_from((end - now).whole_milliseconds()).unwrap_or(0))
+}
+
+/// What destroy answers: enough for a client to see that the sandbox is gone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct DestroyedRecord {
+    /// The sandbox.
+    pub id: String,
+    /// `destroyed`.
+    #[schema(value_type = String)]
+    pub state: SandboxState,
+    /// When it was gone.
+    pub destroyed_at: Option<String>,
+}
+
+impl From<Sandbox> for DestroyedRecord {
+    fn from(sandbox: Sandbox) -> Self {
+        Self {
+            id: sandbox.id.to_string(),
+            state: sandbox.state,
+            destroyed_at: sandbox.destroyed_at.map(timestamp),
+        }
+    }
+}
+
+/// Whether a sandbox is command-ready, and how far each part of it is (contract 8.7).
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+pub struct Readiness {
+    /// Commands can run.
+    pub ready: bool,
+    /// `ready` or `pending`; `failed` when it never will be.
+    #[schema(value_type = String)]
+    pub status: &'static str,
+    /// Where the sandbox is in its life.
+    #[schema(value_type = String)]
+    pub state: SandboxState,
+    /// Each component: `ready` or `pending`.
+    #[schema(value_type = Object)]
+    pub components: Map<String, Value>,
+    /// Why the sandbox is in state `error`.
+    pub last_error: Option<String>,
+}
+
+impl From<cove_engine::Readiness> for Readiness {
+    fn from(readiness: cove_engine::Readiness) -> Self {
+        let word = |ready: bool| if ready { "ready" } else { "pending" };
+        let failed = matches!(readiness.state, SandboxState::Error | SandboxState::Destroying | SandboxState::Destroyed);
+        Self {
+            ready: readiness.ready,
+            status: if failed { "failed" } else { word(readiness.ready) },
+            state: readiness.state,
+            components: readiness
+                .components
+                .into_iter()
+                .map(|(name, ready)| (name.to_owned(), word(ready).into()))
+                .collect(),
+            last_error: readiness.last_error,
+        }
+    }
+}
+
+/// The payload of the readiness stream's last frame.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct WaitOver {
+    /// Where the sandbox is in its life.
+    #[schema(value_type = String)]
+    pub state: SandboxState,
+    /// Since when it is ready.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ready_at: Option<String>,
+    /// Why it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use cove_engine::{SandboxId, Shape};
+    use serde_json::json;
+    use time::macros::datetime;
+
+    use super::*;
+
+    fn sandbox() -> Sandbox {
+        Sandbox {
+            id: SandboxId::parse("sbx_1").unwrap(),
+            state: SandboxState::Running,
+            last_error: None,
+            template_id: "miosa-sandbox".into(),
+            size: Some(Size::Small),
+            shape: Size::Small.shape(),
+            cpu_granted: Some(1),
+            timeout_sec: 300,
+            idle_timeout_sec: 0,
+            always_on: false,
+            persistent: true,
+            env: BTreeMap::from([("SECRET".into(), "x".into())]),
+            metadata: Map::from_iter([("k".into(), json!(1))]),
+            name: None,
+            slug: None,
+            tags: vec!["a".into()],
+            external: External { workspace_id: Some("acme".into()), ..Default::default() },
+            boot_ms: Some(34),
+            boot_path: Some(cove_engine::sandbox::BootPath::Cold),
+            created_at: datetime!(2026-01-02 03:04:05 UTC),
+            started_at: Some(datetime!(2026-01-02 03:04:06.5 UTC)),
+            ready_at: None,
+            destroyed_at: None,
+        }
+    }
+
+    const NOW: OffsetDateTime = datetime!(2026-01-02 03:05:06.5 UTC);
+
+    #[test]
+    fn the_record_has_every_field_of_the_contract() {
+        let record = serde_json::to_value(SandboxRecord::at(sandbox(), NOW)).unwrap();
+        let fields = "id state ready template_id image_id name slug size resource_contract cpu_count memory_mb disk_size_mb \
+             timeout_sec idle_timeout_sec timeout_remaining_ms always_on persistent metadata tags boot_ms boot_path \
+             checkpoint_pending checkpoint_phase preview_url url_info url_class stable_for_embedding \
+             recommended_next_action preview_domain created_at started_at ready_at destroyed_at total_runtime_sec tenant_id \
+             owner_id workspace_id workspace_slug workspace_name project_id project_slug project_name \
+             external_workspace_id external_user_id external_project_id";
+        for field in fields.split_whitespace() {
+            assert!(record.get(field).is_some(), "{field}");
+        }
+        assert_eq!(record["state"], "running");
+        assert_eq!(record["ready"], true);
+        assert_eq!(record["size"], "small");
+        assert_eq!(record["boot_path"], "cold");
+        assert_eq!(record["created_at"], "2026-01-02T03:04:05.000000Z");
+        assert_eq!(record["started_at"], "2026-01-02T03:04:06.500000Z");
+        assert_eq!(record["timeout_remaining_ms"], 240_000);
+        assert_eq!(record["external_workspace_id"], "acme");
+        assert_eq!(record["resource_contract"]["id"], "sandbox/small@v1");
+        assert!(!record.to_string().contains("SECRET"));
+    }
+
+    #[test]
+    fn a_failed_sandbox_says_why_in_its_metadata() {
+        let mut failed = sandbox();
+        failed.state = SandboxState::Error;
+        failed.last_error = Some("The kernel panicked".into());
+        let record = SandboxRecord::at(failed, NOW);
+        assert_eq!(record.metadata["last_error"], "The kernel panicked");
+        assert_eq!(record.metadata["k"], 1);
+        assert_eq!((record.ready, record.timeout_remaining_ms), (false, None));
+    }
+
+    #[test]
+    fn a_custom_shape_names_its_figures() {
+        let mut custom = sandbox();
+        custom.size = None;
+        custom.shape = Shape { cpu_count: 3, memory_mb: 3000, disk_size_mb: 9000 };
+        let record = SandboxRecord::at(custom, NOW);
+        assert_eq!(record.resource_contract.id, "sandbox/custom-3x3000x9000@v1");
+    }
+
+    #[test]
+    fn what_would_be_ignored_silently_is_refused_by_name() {
+        let body = |json: Value| serde_json::from_value::<CreateBody>(json).unwrap().into_spec();
+        assert!(body(json!({"setup_file": "", "services": [], "no_env": true, "region": "eu"})).is_ok());
+        for (field, value) in [("setup_file", json!("echo")), ("services", json!([{}])), ("runtime_profile", json!("soma"))] {
+            let error = body(json!({ field: value })).unwrap_err();
+            assert!(error.message().starts_with(field), "{}", error.message());
+        }
+    }
+
+    #[test]
+    fn image_and_disk_mb_are_other_spellings() {
+        let body: CreateBody = serde_json::from_value(json!({"image": "python", "disk_mb": 2048, "env": null})).unwrap();
+        let spec = body.into_spec().unwrap();
+        assert_eq!((spec.template.as_deref(), spec.disk_size_mb), (Some("python"), Some(2048)));
+    }
+}

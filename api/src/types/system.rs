@@ -1,0 +1,174 @@
+//! The server and the machines on the wire: health, limits, figures, console.
+
+use std::collections::BTreeMap;
+
+use cove_engine::protocol::vmm::{HostProbe, Stats};
+use cove_engine::{Limits, Shape};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+/// The server answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Health {
+    /// `ok`.
+    #[schema(value_type = String)]
+    pub status: &'static str,
+    /// The server's version.
+    #[schema(value_type = String)]
+    pub version: &'static str,
+}
+
+/// What this server is and grants.
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+pub struct SystemInfo {
+    /// The server's version.
+    #[schema(value_type = String)]
+    pub version: &'static str,
+    /// What may be asked for.
+    pub limits: LimitsInfo,
+    /// What the host can do.
+    pub host: HostInfo,
+}
+
+/// What may be asked for: each range is least and most.
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+#[allow(missing_docs, reason = "the names are those of the create body")]
+pub struct LimitsInfo {
+    #[schema(value_type = Vec<u32>)]
+    pub cpu_count: [u32; 2],
+    #[schema(value_type = Vec<u32>)]
+    pub memory_mb: [u32; 2],
+    #[schema(value_type = Vec<u32>)]
+    pub disk_size_mb: [u32; 2],
+    /// The shape when nothing is asked for.
+    #[schema(value_type = Object)]
+    pub default_shape: Shape,
+    #[schema(value_type = Vec<u32>)]
+    pub timeout_sec: [u32; 2],
+    pub timeout_sec_default: u32,
+    #[schema(value_type = Vec<u32>)]
+    pub idle_timeout_sec: [u32; 2],
+    /// Most sandboxes that are not destroyed.
+    pub sandboxes_max: u64,
+    /// Most vCPUs that a machine is really granted here.
+    pub cpu_granted_max: u32,
+}
+
+impl From<Limits> for LimitsInfo {
+    fn from(limits: Limits) -> Self {
+        let ends = |range: std::ops::RangeInclusive<u32>| [*range.start(), *range.end()];
+        Self {
+            cpu_count: ends(limits.cpu_count),
+            memory_mb: ends(limits.memory_mb),
+            disk_size_mb: ends(limits.disk_size_mb),
+            default_shape: limits.default_shape,
+            timeout_sec: ends(limits.timeout_sec),
+            timeout_sec_default: limits.timeout_sec_default,
+            idle_timeout_sec: ends(limits.idle_timeout_sec),
+            sandboxes_max: limits.sandboxes_max,
+            cpu_granted_max: limits.cpu_granted_max,
+        }
+    }
+}
+
+/// What the host can do, as the machine's own probe says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct HostInfo {
+    /// The KVM device.
+    pub kvm: String,
+    /// Why there is no usable KVM, and what to do.
+    pub problem: Option<String>,
+    /// The host emulates the guest's kernel, and the vmm helps.
+    pub assist: bool,
+    /// Most vCPUs a machine can be granted here.
+    pub vcpus_max: u8,
+    /// The host's CPU.
+    pub cpu_model: String,
+    /// `kvm_intel`, `kvm_amd`, `kvm_pvm` or `unknown`.
+    pub module: String,
+}
+
+impl From<&HostProbe> for HostInfo {
+    fn from(probe: &HostProbe) -> Self {
+        Self {
+            kvm: probe.kvm.display().to_string(),
+            problem: probe.problem.clone(),
+            assist: probe.assist,
+            vcpus_max: probe.vcpus_max,
+            cpu_model: probe.cpu_model.clone(),
+            module: probe.module.clone(),
+        }
+    }
+}
+
+/// The end of a sandbox's console.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Logs {
+    /// Oldest first.
+    pub lines: Vec<String>,
+}
+
+/// Figures of a sandbox's machine since it started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct MachineFigures {
+    /// Microseconds since the vCPUs first ran.
+    pub uptime_us: u64,
+    /// The vCPUs are stopped.
+    pub paused: bool,
+    /// In order.
+    pub vcpus: Vec<VcpuFigures>,
+    /// Guest memory that the host really holds; `null` where it cannot be told.
+    pub memory_resident_bytes: Option<u64>,
+    /// By name.
+    pub devices: BTreeMap<String, DeviceFigures>,
+    /// Times the assist finished an instruction, by its name.
+    pub assist: BTreeMap<String, u64>,
+}
+
+/// One vCPU.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct VcpuFigures {
+    /// Exits from the guest, by reason.
+    pub exits: BTreeMap<String, u64>,
+    /// Microseconds inside `KVM_RUN`.
+    pub run_us: u64,
+    /// Microseconds between them: the vmm's own work for this vCPU.
+    pub exit_us: u64,
+}
+
+/// One device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct DeviceFigures {
+    /// Bytes the guest got from it.
+    pub read_bytes: u64,
+    /// Bytes the guest gave to it.
+    pub write_bytes: u64,
+    /// Requests handled.
+    pub requests: u64,
+    /// Requests refused as malformed, and host failures.
+    pub errors: u64,
+}
+
+impl From<Stats> for MachineFigures {
+    fn from(stats: Stats) -> Self {
+        let vcpu = |vcpu: cove_engine::protocol::vmm::VcpuStats| VcpuFigures {
+            exits: vcpu.exits.into_iter().collect(),
+            run_us: vcpu.run_us,
+            exit_us: vcpu.exit_us,
+        };
+        let device = |device: cove_engine::protocol::vmm::DeviceStats| DeviceFigures {
+            read_bytes: device.read_bytes,
+            write_bytes: device.write_bytes,
+            requests: device.requests,
+            errors: device.errors,
+        };
+        Self {
+            uptime_us: stats.uptime_us,
+            paused: stats.paused,
+            vcpus: stats.vcpus.into_iter().map(vcpu).collect(),
+            memory_resident_bytes: stats.memory_resident_bytes,
+            devices: stats.devices.into_iter().map(|(name, figures)| (name, device(figures))).collect(),
+            assist: stats.assist.into_iter().collect(),
+        }
+    }
+}
