@@ -1,2 +1,94 @@
-//! Being built.
-fn main() {}
+//! `cove`: the same API from a terminal.
+//!
+//! Every subcommand but `serve` and `doctor` is an HTTP client of a running server ([`client`]); `serve` is that server
+//! without a window. A module is a subcommand: its `Args` and its `run`, which gives the exit code. Errors are printed
+//! here, once, with their chain.
+//!
+//! Exit codes: what the command returned for `run` and `exec` (128 + N when signal N ended it, 124 when its time ran
+//! out), [`EXIT_COVE_FAILED`] when Cove itself failed there; elsewhere 0 or 1, and 2 for a wrong command line.
+#![forbid(unsafe_code)]
+
+mod paths;
+
+mod client;
+mod sse;
+
+mod serve;
+
+mod exec;
+mod run;
+
+mod cp;
+mod logs;
+mod ls;
+mod rm;
+
+mod bench;
+mod demo;
+mod doctor;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Cove failed before or beside the command that `run` or `exec` was to run; as with `env`, `nohup` and containers.
+const EXIT_COVE_FAILED: u8 = 125;
+
+/// Real isolated Linux machines on this computer.
+#[derive(Parser)]
+#[command(name = "cove", version)]
+struct Cli {
+    #[command(flatten)]
+    connection: client::ConnectionArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve the REST API on this computer's loopback address.
+    Serve(serve::Args),
+    /// Run a command in a fresh sandbox, and remove the sandbox afterwards.
+    Run(run::Args),
+    /// Run a command in a sandbox.
+    Exec(exec::Args),
+    /// List sandboxes.
+    Ls(ls::Args),
+    /// Destroy sandboxes.
+    Rm(rm::Args),
+    /// Copy files into and out of a sandbox.
+    Cp(cp::Args),
+    /// Show a sandbox's console.
+    Logs(logs::Args),
+    /// Check what this computer needs for Cove, and say what to do.
+    Doctor(doctor::Args),
+    /// Write a Python program into a fresh sandbox and run it there.
+    Demo(demo::Args),
+    /// Measure a running server.
+    Bench(bench::Args),
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let Cli { connection, command } = Cli::parse();
+    let runs_a_command = matches!(command, Command::Run(_) | Command::Exec(_));
+    let result = match command {
+        Command::Serve(args) => serve::run(args, &connection).await,
+        Command::Run(args) => run::run(args, &connection).await,
+        Command::Exec(args) => exec::run(args, &connection).await,
+        Command::Ls(args) => ls::run(args, &connection).await,
+        Command::Rm(args) => rm::run(args, &connection).await,
+        Command::Cp(args) => cp::run(args, &connection).await,
+        Command::Logs(args) => logs::run(args, &connection).await,
+        Command::Doctor(args) => doctor::run(args, &connection).await,
+        Command::Demo(args) => demo::run(args, &connection).await,
+        Command::Bench(args) => bench::run(args, &connection).await,
+    };
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("cove: {error:#}");
+            ExitCode::from(if runs_a_command { EXIT_COVE_FAILED } else { 1 })
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! What can go wrong between this program and a server.
+
+use std::path::PathBuf;
+
+use reqwest::{Response, StatusCode};
+use serde::Deserialize;
+use serde_json::Value;
+
+/// The most of an unexpected answer that is shown.
+const TEXT_CHARS_MAX: usize = 400;
+
+/// Why a request failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// No address was given and no server runs here.
+    #[error("No server holds {}: start one with `cove serve`, or give --url and --token", data_dir.display())]
+    NoServer {
+        /// The data directory that was looked at.
+        data_dir: PathBuf,
+    },
+    /// The server here does not listen yet.
+    #[error("The server (process {pid}) is still starting")]
+    Starting {
+        /// Its process.
+        pid: u32,
+    },
+    /// The data directory cannot be told.
+    #[error("Cannot tell where the data directory is")]
+    Paths(#[source] anyhow::Error),
+    /// The token file cannot be read.
+    #[error("Cannot read the API token in {}", path.display())]
+    Token {
+        /// Where it should be.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The address is not one.
+    #[error("'{url}' is not an address")]
+    Address {
+        /// What was given.
+        url: String,
+        /// What is wrong with it.
+        #[source]
+        source: <reqwest::Url as std::str::FromStr>::Err,
+    },
+    /// Only plain HTTP is spoken, to this computer.
+    #[error("'{url}' is not an http:// address")]
+    Scheme {
+        /// What was given.
+        url: String,
+    },
+    /// The HTTP client cannot be made.
+    #[error("Cannot set up the HTTP client")]
+    Client(#[source] reqwest::Error),
+    /// Nothing answered.
+    #[error("The server at {url} does not answer")]
+    Unreachable {
+        /// Its address.
+        url: String,
+        /// Why.
+        #[source]
+        source: reqwest::Error,
+    },
+    /// The answer broke off.
+    #[error("The server's answer about {what} broke off")]
+    Interrupted {
+        /// What was asked for.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: reqwest::Error,
+    },
+    /// The answer is not what the API promises.
+    #[error("The server's answer about {what} is not understood")]
+    Malformed {
+        /// What was asked for.
+        what: &'static str,
+        /// Where it stops making sense.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// An event stream is not one.
+    #[error("The server's events are not understood")]
+    Events(#[from] crate::sse::FrameTooLarge),
+    /// A command's stream ended without its exit code.
+    #[error("The server closed the command's output before its exit code")]
+    NoExit,
+    /// The server said no.
+    #[error("{message} ({code})")]
+    Refused {
+        /// The HTTP status.
+        status: StatusCode,
+        /// The API's stable code.
+        code: String,
+        /// Its sentence.
+        message: String,
+    },
+    /// No sandbox has this id, name or prefix.
+    #[error("No sandbox has the id, the name or the unique id prefix '{0}'")]
+    NoSuchSandbox(String),
+    /// Several have.
+    #[error("'{text}' begins the ids of {count} sandboxes: {ids}")]
+    AmbiguousSandbox {
+        /// What was given.
+        text: String,
+        /// How many it fits.
+        count: usize,
+        /// Which, the first few.
+        ids: String,
+    },
+}
+
+/// The error body of the API.
+#[derive(Deserialize)]
+struct Body {
+    error: Details,
+}
+
+#[derive(Deserialize)]
+struct Details {
+    code: String,
+    message: String,
+    #[serde(default)]
+    details: Value,
+}
+
+impl ClientError {
+    /// The error that a refused response carries.
+    pub async fn refused(response: Response) -> Self {
+        let status = response.status();
+        let text = response.text().await.unwrap_or_default();
+        match serde_json::from_str::<Body>(&text) {
+            Ok(Body { error }) => {
+                let field = error.details.get("field").and_then(Value::as_str);
+                let message = match field {
+                    Some(field) if !error.message.contains(field) => format!("{field}: {}", error.message),
+                    _ => error.message,
+                };
+                ClientError::Refused { status, code: error.code, message }
+            }
+            Err(_) => {
+                let text: String = text.chars().take(TEXT_CHARS_MAX).collect();
+                ClientError::Refused { status, code: status.to_string(), message: text }
+            }
+        }
+    }
+
+    /// The server knows no such thing.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, ClientError::Refused { status, .. } if *status == StatusCode::NOT_FOUND)
+    }
+}

@@ -1,0 +1,34 @@
+//! `cove logs`: the newest lines of a sandbox's console.
+
+use std::io::{self, Write};
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use crate::client::{Client, ConnectionArgs};
+use crate::ls::printable;
+
+/// Arguments of `cove logs`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The sandbox: its id, its name, or the unique beginning of its id
+    sandbox: String,
+    /// How many lines
+    #[arg(long, short = 'n', default_value_t = 200, value_name = "COUNT")]
+    lines: u32,
+}
+
+/// Runs `cove logs`.
+pub async fn run(args: Args, connection: &ConnectionArgs) -> Result<u8> {
+    let client = Client::connect(connection)?;
+    let sandbox = client.resolve(&args.sandbox).await?;
+    let answer = client.sandbox_value(&sandbox.id, "logs", &[("lines", &args.lines.to_string())]).await?;
+    let lines = answer.get("lines").and_then(Value::as_array).context("The server's answer about logs has no lines")?;
+    let mut out = io::stdout().lock();
+    for line in lines {
+        // A line is text, or an object with the text in `line` where the server says more about it.
+        let text = line.as_str().or_else(|| line.get("line").and_then(Value::as_str)).unwrap_or_default();
+        writeln!(out, "{}", printable(text)).context("Cannot print the log")?;
+    }
+    Ok(0)
+}

@@ -1,0 +1,110 @@
+//! `cove serve`: engine and API in one process, without a window.
+//!
+//! Takes the data directory, listens on loopback, says where, and serves until SIGINT or SIGTERM. Stopping lets running
+//! machines be: the next start finds them again. A second signal ends the process at once.
+
+mod log;
+mod token;
+
+use std::io::{self, Write};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use cove_api::ApiConfig;
+use cove_engine::{Engine, EngineConfig};
+use tokio::net::TcpListener;
+
+use crate::client::{ConnectionArgs, local};
+use crate::exec::Interrupts;
+use crate::paths;
+use log::LogFormat;
+
+/// Where the server listens when nothing else is said.
+pub const PORT_DEFAULT: u16 = 7333;
+
+/// How long open requests may take to end after the first signal.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Arguments of `cove serve`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The port on 127.0.0.1; 0 takes any free one
+    #[arg(long, value_name = "PORT", default_value_t = PORT_DEFAULT, env = "COVE_PORT")]
+    port: u16,
+    /// The guest image's directory
+    #[arg(long, value_name = "DIR", env = "COVE_GUEST_DIR")]
+    guest_dir: Option<PathBuf>,
+    /// How log lines are written to standard error; COVE_LOG says which (such as `debug` or `info,cove_engine=trace`)
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+}
+
+/// Runs `cove serve`.
+pub async fn run(args: Args, connection: &ConnectionArgs) -> Result<u8> {
+    // Before anything is made, so that nothing is ever open to others.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    log::init(args.log_format)?;
+    let mut interrupts = Interrupts::new()?;
+    let data_dir = paths::data_dir(connection.data_dir.as_deref())?;
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, args.port));
+    // Bound early to fail early; but who holds the data directory says more than who holds the port, so that comes first.
+    let listener = TcpListener::bind(address).await;
+    let config =
+        EngineConfig { data_dir: Some(data_dir.clone()), guest_dir: args.guest_dir, ..EngineConfig::default() };
+    let engine = tokio::select! {
+        engine = Engine::start(config) => engine.context("Cannot start")?,
+        code = interrupts.next() => return Ok(code),
+    };
+    let listener = match listener {
+        Ok(listener) => listener,
+        Err(error) => {
+            engine.shutdown().await;
+            let advice = "give --port another one, or 0 for any free one";
+            return Err(error).with_context(|| format!("Cannot listen on {address}: {advice}"));
+        }
+    };
+    let port = listener.local_addr().context("Cannot tell the port")?.port();
+    let token = token::load_or_make(&data_dir.join(local::TOKEN_FILE))?;
+    engine.announce_port(port)?;
+    announce(port, &data_dir.join(local::TOKEN_FILE));
+
+    let api = ApiConfig::new(token, port);
+    let stopping = api.stopping.clone();
+    let server = cove_api::serve(listener, engine.clone(), api);
+    tokio::pin!(server);
+    tokio::select! {
+        served = &mut server => return served.map(|()| 0).context("The server ended by itself"),
+        _ = interrupts.next() => {}
+    }
+    tracing::info!("stopping; running machines stay");
+    stopping.cancel();
+    let orderly = async {
+        if tokio::time::timeout(GRACE, &mut server).await.is_err() {
+            tracing::warn!(grace_s = GRACE.as_secs(), "some requests did not end in time");
+        }
+        engine.shutdown().await;
+    };
+    tokio::select! {
+        () = orderly => Ok(0),
+        code = interrupts.next() => {
+            tracing::warn!("second signal: ending at once");
+            Ok(code)
+        }
+    }
+}
+
+/// Says where the server is. Programs read these lines; the last one means that it answers.
+fn announce(port: u16, token: &std::path::Path) {
+    let lines = format!(
+        "MIOSA_BASE_URL=http://127.0.0.1:{port}/api/v1\n\
+         Token: {} (export MIOSA_API_KEY=\"$(cat '{}')\")\n\
+         Page: http://127.0.0.1:{port}/\n\
+         Ready\n",
+        token.display(),
+        token.display()
+    );
+    // Whoever started us may have closed its end; that is no reason not to serve.
+    let _ = io::stdout().lock().write_all(lines.as_bytes());
+}
