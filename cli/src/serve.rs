@@ -9,7 +9,6 @@ mod token;
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use cove_api::ApiConfig;
@@ -23,9 +22,6 @@ use log::LogFormat;
 
 /// Where the server listens when nothing else is said.
 pub const PORT_DEFAULT: u16 = 7333;
-
-/// How long open requests may take to end after the first signal.
-const GRACE: Duration = Duration::from_secs(10);
 
 /// Arguments of `cove serve`.
 #[derive(clap::Args)]
@@ -72,7 +68,7 @@ pub async fn run(args: Args, connection: &ConnectionArgs) -> Result<u8> {
 
     let api = ApiConfig::new(token, port);
     let stopping = api.stopping.clone();
-    let server = cove_api::serve(listener, engine.clone(), api);
+    let server = cove_api::serve(listener, cove_api::router(engine.clone(), api), stopping.clone());
     tokio::pin!(server);
     tokio::select! {
         served = &mut server => return served.map(|()| 0).context("The server ended by itself"),
@@ -81,13 +77,13 @@ pub async fn run(args: Args, connection: &ConnectionArgs) -> Result<u8> {
     tracing::info!("stopping; running machines stay");
     stopping.cancel();
     let orderly = async {
-        if tokio::time::timeout(GRACE, &mut server).await.is_err() {
-            tracing::warn!(grace_s = GRACE.as_secs(), "some requests did not end in time");
-        }
+        // The API bounds how long its requests may take to end.
+        let served = server.await.context("The server failed while stopping");
         engine.shutdown().await;
+        served
     };
     tokio::select! {
-        () = orderly => Ok(0),
+        served = orderly => served.map(|()| 0),
         code = interrupts.next() => {
             tracing::warn!("second signal: ending at once");
             Ok(code)

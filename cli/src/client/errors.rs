@@ -130,8 +130,12 @@ impl ClientError {
     /// The error that a refused response carries.
     pub async fn refused(response: Response) -> Self {
         let status = response.status();
-        let text = response.text().await.unwrap_or_default();
-        match serde_json::from_str::<Body>(&text) {
+        Self::from_body(status, &response.text().await.unwrap_or_default())
+    }
+
+    /// The error that a body tells.
+    pub fn from_body(status: StatusCode, text: &str) -> Self {
+        match serde_json::from_str::<Body>(text) {
             Ok(Body { error }) => {
                 let field = error.details.get("field").and_then(Value::as_str);
                 let message = match field {

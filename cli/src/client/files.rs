@@ -59,8 +59,9 @@ impl Client {
 
     /// Writes the file at `path`; missing parents are made. Nothing is seen of it before it is complete.
     pub async fn upload(&self, id: &str, path: &str, mode: u32, content: Body) -> Result<(), ClientError> {
-        let query = [("path", path.to_owned()), ("mode", format!("{mode:04o}"))];
-        let request = self.request(Method::PUT, &["sandboxes", id, "fs", "upload"]).query(&query);
+        let route = ["sandboxes", id, "files"];
+        let segments: Vec<&str> = route.into_iter().chain(path.trim_start_matches('/').split('/')).collect();
+        let request = self.request(Method::PUT, &segments).query(&[("mode", format!("{mode:04o}"))]);
         self.send(request.header("content-type", "application/octet-stream").body(content)).await.map(drop)
     }
 }

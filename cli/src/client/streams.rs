@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use reqwest::{Method, Response};
+use reqwest::{Method, Response, StatusCode};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::time::Instant;
@@ -138,6 +138,9 @@ fn exec_event(frame: &Frame) -> Result<Option<ExecEvent>, ClientError> {
     #[derive(Deserialize)]
     struct Exit {
         exit_code: i32,
+    }
+    if frame.event == "error" {
+        return Err(ClientError::from_body(StatusCode::OK, &frame.data));
     }
     let malformed = |source| ClientError::Malformed { what: "a command", source };
     let output = || -> Result<Vec<u8>, ClientError> {
