@@ -108,6 +108,11 @@ impl Vsock {
         VsockState { guest_cid: self.guest_cid, next_port: self.streams.next_port() }
     }
 
+    /// Streams at present, those included that wait for an answer or for a slow host.
+    pub fn streams(&self) -> usize {
+        self.streams.len()
+    }
+
     /// Handles the guest's packets, then fills its buffers. `None` when a queue makes no sense.
     fn work(&mut self, context: &mut Context) -> Option<()> {
         let clogged = self.take_packets(context)?;

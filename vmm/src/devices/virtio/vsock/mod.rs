@@ -15,6 +15,8 @@ mod host;
 mod packet;
 mod state;
 mod streams;
+#[cfg(test)]
+mod tests;
 
 pub use connection::BUFFER_BYTES;
 pub use device::Vsock;

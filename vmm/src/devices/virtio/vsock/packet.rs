@@ -158,7 +158,7 @@ impl Shutdown {
 
     /// The flags of an [`Op::Shutdown`].
     pub fn to_flags(self) -> u32 {
-        u32::from(self.receive) * SHUTDOWN_RECEIVE | u32::from(self.send) * SHUTDOWN_SEND
+        (u32::from(self.receive) * SHUTDOWN_RECEIVE) | (u32::from(self.send) * SHUTDOWN_SEND)
     }
 
     fn from_flags(flags: u32) -> Self {

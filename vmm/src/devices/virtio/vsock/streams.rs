@@ -85,6 +85,11 @@ impl Streams {
         }
     }
 
+    /// Streams at present.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
     /// The port that the host's next call comes from.
     pub fn next_port(&self) -> u32 {
         self.next_port
@@ -269,6 +274,21 @@ fn host_ended(entry: &mut Entry) -> Outcome {
     entry.connection.host_is_deaf()
 }
 
+/// The peer is gone altogether, though it may have left bytes. Where it left none the guest is told all at once.
+fn host_hung_up(entry: &mut Entry) -> Outcome {
+    if entry.connection.is_waiting() {
+        return entry.connection.abort();
+    }
+    if entry.socket.peek(&mut [0]) == Taken::End {
+        entry.readable = false;
+        let outcome = entry.connection.host_ended();
+        if matches!(outcome, Outcome::Ended { .. }) {
+            return outcome;
+        }
+    }
+    entry.connection.host_is_deaf()
+}
+
 /// From and to the host.
 impl Streams {
     /// What the worker should watch.
@@ -342,10 +362,8 @@ impl Streams {
         if readiness.writable {
             entry.full = false;
         }
-        let gone = (readiness.closed || entry.connection.is_waiting()) && entry.socket.is_hung_up();
-        if gone {
-            let waiting = entry.connection.is_waiting();
-            let outcome = if waiting { entry.connection.abort() } else { entry.connection.host_is_deaf() };
+        if (readiness.closed || entry.connection.is_waiting()) && entry.socket.is_hung_up() {
+            let outcome = host_hung_up(entry);
             self.conclude(token, outcome);
         }
         self.flush(token);
