@@ -85,7 +85,8 @@ pub trait VirtioDevice: Send {
     fn stats(&self) -> DeviceStats;
 }
 
-/// A descriptor that a device wants watched.
+/// A descriptor that a device wants watched. A hang-up is reported whatever else is asked for, again and again: who
+/// does not care must not name the descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Source {
     /// The descriptor; stays open while the device names it.

@@ -225,9 +225,7 @@ impl Loop {
         if wanted.is_empty() && self.watched.is_empty() {
             return Ok(());
         }
-        // Without any interest the kernel would still report a hang-up, again and again.
-        let wanted: HashMap<RawFd, Source> =
-            wanted.into_iter().filter(|s| s.readable || s.writable).map(|s| (s.fd, s)).collect();
+        let wanted: HashMap<RawFd, Source> = wanted.into_iter().map(|source| (source.fd, source)).collect();
         for &fd in self.watched.keys().filter(|fd| !wanted.contains_key(fd)) {
             // A closed descriptor has left the set by itself.
             let _gone = self.epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default());
