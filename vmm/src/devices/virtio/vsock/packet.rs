@@ -99,7 +99,7 @@ impl Header {
     }
 
     /// Writes the wire form.
-    pub fn to_bytes(&self) -> [u8; HEADER_BYTES] {
+    pub fn to_bytes(self) -> [u8; HEADER_BYTES] {
         let mut bytes = [0; HEADER_BYTES];
         let mut at = 0;
         put(&mut bytes, &mut at, &self.src_cid.to_le_bytes());

@@ -184,7 +184,7 @@ fn short_and_crooked_transmit_chains_are_given_back_unanswered() {
     let ring = &mut driver.rings[TX];
     let header_bytes = HEADER_BYTES as u32;
     // Each is head, and its descriptors (address, len, flags, next).
-    let chains: Vec<(u16, Vec<(u64, u32, u16, u16)>)> = vec![
+    let chains = [
         (40, vec![(0x50_0000, header_bytes - 1, 0, 0)]),
         (41, vec![(0x50_0000, 0, 0, 0)]),
         (42, vec![(0x50_0000, header_bytes, F_WRITE, 0)]),

@@ -5,6 +5,7 @@ mod guest;
 mod hostile;
 mod pure;
 mod streams;
+mod worker;
 
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
