@@ -89,7 +89,8 @@ mod tests {
     fn a_layer_is_made_once() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("top.qcow2");
-        let words = ["create", "--size", "1048576", "--backing", "base", "--backing-format", "raw", path.to_str().unwrap()];
+        let words =
+            ["create", "--size", "1048576", "--backing", "base", "--backing-format", "raw", path.to_str().unwrap()];
         run_words(&words).unwrap();
         assert!(run_words(&words).unwrap_err().contains("Cannot make the layer"));
         run_words(&["repair", path.to_str().unwrap()]).unwrap();

@@ -1,22 +1,26 @@
-//! `vmm --control SOCKET_PATH [--log-json]` serves one machine; `vmm probe` says what this host can do. Diagnostics go to
-//! standard error; `COVE_LOG` (error, warn, info, debug, trace) says how many.
+//! `vmm --control SOCKET_PATH [--log-json]` serves one machine; `vmm probe` says what this host can do; `vmm disk`
+//! makes and repairs layer files. Diagnostics go to standard error; `COVE_LOG` (error, warn, info, debug, trace) says how
+//! many.
 #![forbid(unsafe_code)]
 
+use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use cove_protocol::vmm::ExitReason;
-use cove_vmm::{event_loop, host, jail, signal};
+use cove_vmm::{disk, event_loop, host, jail, signal};
 use tracing::level_filters::LevelFilter;
 
-const USAGE: &str = "usage: vmm --control SOCKET_PATH [--log-json]\n       vmm probe";
+const USAGE: &str =
+    "usage: vmm --control SOCKET_PATH [--log-json]\n       vmm probe\n       vmm disk create|repair ...";
 
 /// What the process was asked to be.
 enum Command {
     Serve { control: PathBuf, log_json: bool },
     Probe,
+    Disk(Vec<OsString>),
 }
 
 fn main() -> ExitCode {
@@ -35,6 +39,7 @@ fn run() -> anyhow::Result<ExitCode> {
             println!("{}", serde_json::to_string_pretty(&host::probe())?);
             Ok(ExitCode::SUCCESS)
         }
+        Command::Disk(arguments) => disk::run(arguments).map(|()| ExitCode::SUCCESS),
         Command::Serve { control, log_json } => serve(control, log_json),
     }
 }
@@ -45,6 +50,7 @@ fn parse() -> anyhow::Result<Command> {
     while let Some(argument) = arguments.next() {
         match argument.to_str() {
             Some("probe") => return Ok(Command::Probe),
+            Some("disk") => return Ok(Command::Disk(arguments.collect())),
             Some("--control") => control = arguments.next(),
             Some("--log-json") => log_json = true,
             _ => bail!("unknown argument {argument:?}\n{USAGE}"),

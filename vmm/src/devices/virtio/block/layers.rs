@@ -19,7 +19,7 @@ use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, StorageOpen
 use rustix::fs::{FlockOperation, flock};
 use vm_memory::VolatileSlice;
 
-use super::refcounts::{self, RefcountError};
+use super::refcounts::{self, RefcountError, Repair};
 use super::{SECTOR_BYTES, format};
 
 /// Longest chain; the engine flattens long before.
@@ -166,13 +166,22 @@ impl Disk {
     }
 }
 
+/// Sets the refcounts of the qcow2 layer at `path` right, as opening it for writing does.
+///
+/// # Errors
+/// [`LayerError`] when it is in use, or damaged beyond its refcounts.
+pub fn repair(path: &Path) -> Result<Repair, LayerError> {
+    let file = open_locked(path, true)?;
+    refcounts::repair(&file).map_err(|source| LayerError::Refcounts { path: path.to_owned(), source })
+}
+
 fn open_layer(layer: &LayerSpec, backing: Option<Image>, write: bool) -> Result<Image, LayerError> {
     let path = &layer.path;
     let open = |source| LayerError::Open { path: path.clone(), source };
     let file = open_locked(path, write)?;
     if write && layer.format == LayerFormat::Qcow2 {
         let found = refcounts::repair(&file).map_err(|source| LayerError::Refcounts { path: path.clone(), source })?;
-        if found != refcounts::Repair::default() {
+        if found != Repair::default() {
             tracing::warn!(?path, found.leaked, found.missing, "A layer's refcounts were set right");
         }
     }

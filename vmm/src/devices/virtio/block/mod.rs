@@ -11,6 +11,8 @@ pub mod format;
 pub mod layers;
 pub mod refcounts;
 pub mod request;
+#[cfg(test)]
+mod tests;
 
 pub use device::Block;
 pub use layers::{Disk, LayerError};
