@@ -4,13 +4,14 @@
 //! stops DNS rebinding, the origin list stops foreign pages, the token stops other users of the machine.
 
 use axum::extract::{Request, State};
-use axum::http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use axum::http::header::{self, HeaderMap, HeaderValue};
 use axum::http::{Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use crate::Api;
 use crate::error::ApiError;
+use crate::page::is_page;
 use crate::trace::REQUEST_ID;
 
 /// What a page of an allowed origin may send.
@@ -20,8 +21,10 @@ const CORS_REQUEST_HEADERS: HeaderValue = HeaderValue::from_static(
 );
 const CORS_MAX_AGE_SECONDS: HeaderValue = HeaderValue::from_static("600");
 
-/// Paths that need no token: they say nothing about a sandbox.
-const OPEN_PATHS: [&str; 1] = ["/healthz"];
+/// Needs no token: it says nothing about a sandbox.
+fn is_open(path: &str) -> bool {
+    path == "/healthz" || is_page(path)
+}
 
 /// Middleware: lets a request through, or answers 421, 403 or 401.
 pub async fn guard(State(api): State<Api>, request: Request, next: Next) -> Response {
@@ -37,7 +40,7 @@ pub async fn guard(State(api): State<Api>, request: Request, next: Next) -> Resp
         && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
     let mut response = if preflight {
         StatusCode::NO_CONTENT.into_response()
-    } else if OPEN_PATHS.contains(&request.uri().path()) || has_token(request.headers(), &api.config.token) {
+    } else if is_open(request.uri().path()) || has_token(request.headers(), &api.config.token) {
         next.run(request).await
     } else {
         missing_token(request.headers()).into_response()
@@ -61,7 +64,11 @@ fn check_host(api: &Api, headers: &HeaderMap, authority: Option<&str>) -> Result
         _ => Err(ApiError::new(
             StatusCode::MISDIRECTED_REQUEST,
             "HOST_NOT_ALLOWED",
-            format!("This server answers only to {}; the request names {}.", allowed.join(", "), host.unwrap_or("none of them")),
+            format!(
+                "This server answers only to {}; the request names {}.",
+                allowed.join(", "),
+                host.unwrap_or("none of them")
+            ),
         )),
     }
 }
@@ -104,7 +111,7 @@ fn missing_token(headers: &HeaderMap) -> ApiError {
 
 fn add_cors_headers(headers: &mut HeaderMap, origin: HeaderValue, preflight: bool) {
     headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
-    headers.append(header::VARY, HeaderValue::from(HeaderName::from(header::ORIGIN)));
+    headers.append(header::VARY, HeaderValue::from(header::ORIGIN));
     if preflight {
         headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, CORS_METHODS);
         headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, CORS_REQUEST_HEADERS);

@@ -3,8 +3,6 @@
 //! The encoded text stays where it is, in the request's body: what is decoded at a time is one chunk. The whole text is
 //! checked before the first byte goes to a sandbox, so that a wrong letter at its end leaves no trace.
 
-use std::borrow::Cow;
-
 use ::base64::alphabet::STANDARD;
 use ::base64::engine::{DecodePaddingMode, Engine, GeneralPurpose, GeneralPurposeConfig};
 use bytes::Bytes;
@@ -23,21 +21,12 @@ const DECODER: GeneralPurpose = GeneralPurpose::new(
 
 /// Checked base64 text.
 #[derive(Clone, Debug)]
-pub struct Encoded {
-    text: Bytes,
-    /// How many bytes it stands for.
-    pub decoded_bytes: u64,
-}
+pub struct Encoded(Bytes);
 
 impl Encoded {
     /// Checks `text`, which is a part of `body` or was unescaped from it. `field` is its name, for the error.
-    pub fn check(text: &Cow<'_, str>, body: &Bytes, field: &str) -> Result<Self, ApiError> {
-        let trimmed = text.trim_ascii_end();
-        let bytes = match text {
-            Cow::Borrowed(_) => body.slice_ref(trimmed.as_bytes()),
-            Cow::Owned(_) => Bytes::copy_from_slice(trimmed.as_bytes()),
-        };
-        let mut decoded_bytes = 0;
+    pub fn check(text: &str, body: &Bytes, field: &str) -> Result<Self, ApiError> {
+        let bytes = part_of(body, text.trim_ascii_end());
         let mut piece = Vec::with_capacity(PIECE_BYTES);
         let mut pieces = bytes.chunks(PIECE_BYTES).peekable();
         while let Some(encoded) = pieces.next() {
@@ -48,20 +37,31 @@ impl Encoded {
             if pieces.peek().is_some() && piece.len() % 3 != 0 {
                 return Err(ApiError::invalid(field, format!("{field} is not base64: '=' in the middle")));
             }
-            decoded_bytes += piece.len() as u64;
         }
-        Ok(Self { text: bytes, decoded_bytes })
+        Ok(Self(bytes))
     }
 
     /// The bytes, in pieces of at most 48 KiB.
     pub fn decoded<E: Send + 'static>(self) -> impl Stream<Item = Result<Bytes, E>> + Send + 'static {
-        stream::unfold(self.text, |mut text| async move {
+        stream::unfold(self.0, |mut text| async move {
             let encoded = text.split_to(text.len().min(PIECE_BYTES));
             // Checked before; what cannot be decoded would be no bytes.
             let piece = DECODER.decode(&encoded).unwrap_or_default();
             (!encoded.is_empty()).then(|| (Ok(Bytes::from(piece)), text))
         })
     }
+}
+
+/// `text` as bytes: the very bytes of `body` when it lies there, else a copy.
+pub fn part_of(body: &Bytes, text: &str) -> Bytes {
+    let lies_there = !text.is_empty() && body.as_ptr_range().contains(&text.as_ptr());
+    if lies_there { body.slice_ref(text.as_bytes()) } else { Bytes::copy_from_slice(text.as_bytes()) }
+}
+
+/// A short text, decoded at once. `field` is its name, for the error.
+pub fn decoded(field: &str, text: &str) -> Result<Bytes, ApiError> {
+    let bytes = DECODER.decode(text.trim_ascii_end());
+    bytes.map(Bytes::from).map_err(|error| ApiError::invalid(field, format!("{field} is not base64: {error}")))
 }
 
 #[cfg(test)]
@@ -72,9 +72,8 @@ mod tests {
 
     async fn round(bytes: &[u8], text: String) {
         let body = Bytes::from(text);
-        let text = Cow::Borrowed(std::str::from_utf8(&body).unwrap());
-        let encoded = Encoded::check(&text, &body, "content").unwrap();
-        assert_eq!(encoded.decoded_bytes, bytes.len() as u64);
+        let text = std::str::from_utf8(&body).unwrap();
+        let encoded = Encoded::check(text, &body, "content").unwrap();
         let pieces: Vec<Bytes> = encoded.decoded::<()>().map(Result::unwrap).collect().await;
         assert!(pieces.concat() == bytes);
     }
@@ -91,12 +90,21 @@ mod tests {
     }
 
     #[test]
+    fn a_part_of_the_body_is_not_copied() {
+        let body = Bytes::from_static(b"[\"abc\"]");
+        let text = std::str::from_utf8(&body[2..5]).unwrap();
+        assert_eq!(part_of(&body, text).as_ptr(), text.as_ptr());
+        assert_eq!(part_of(&body, "else"), "else");
+        assert_eq!(part_of(&body, ""), "");
+    }
+
+    #[test]
     fn what_is_not_base64_is_refused_with_the_field() {
         let padded_middle = format!("{}=={}", "A".repeat(PIECE_BYTES - 2), "AAAA".repeat(4));
         for text in ["a", "ab!d", "=", "AA==AAAA", "äöü", padded_middle.as_str()] {
             let body = Bytes::copy_from_slice(text.as_bytes());
-            let text = Cow::Borrowed(std::str::from_utf8(&body).unwrap());
-            let error = Encoded::check(&text, &body, "content_base64").unwrap_err();
+            let text = std::str::from_utf8(&body).unwrap();
+            let error = Encoded::check(text, &body, "content_base64").unwrap_err();
             assert!(error.message().starts_with("content_base64 is not base64"), "{}", error.message());
         }
     }

@@ -62,7 +62,9 @@ mod tests {
         for origin in ["tauri://localhost", "cove://app.shell", "http://127.0.0.1:8080", "http://localhost:8080"] {
             assert!(config.allows_origin(origin), "{origin}");
         }
-        for origin in ["null", "http://127.0.0.1", "http://127.0.0.1:8081", "https://evil.example", "tauri://localhost.evil"] {
+        for origin in
+            ["null", "http://127.0.0.1", "http://127.0.0.1:8081", "https://evil.example", "tauri://localhost.evil"]
+        {
             assert!(!config.allows_origin(origin), "{origin}");
         }
     }

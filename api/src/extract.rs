@@ -209,7 +209,14 @@ mod tests {
 
     #[test]
     fn json_types_are_told_from_others() {
-        for (value, fine) in [("application/json", true), ("application/json; charset=utf-8", true), ("Application/JSON", true), ("application/merge-patch+json", true), ("text/plain", false), ("text/json", false)] {
+        for (value, fine) in [
+            ("application/json", true),
+            ("application/json; charset=utf-8", true),
+            ("Application/JSON", true),
+            ("application/merge-patch+json", true),
+            ("text/plain", false),
+            ("text/json", false),
+        ] {
             let headers = HeaderMap::from_iter([(header::CONTENT_TYPE, value.parse().unwrap())]);
             assert_eq!(is_json(&headers), fine, "{value}");
         }

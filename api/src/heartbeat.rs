@@ -80,7 +80,9 @@ fn json_type() -> [(header::HeaderName, HeaderValue); 1] {
 fn json_bytes(document: &impl Serialize) -> Bytes {
     serde_json::to_vec(document).map(Bytes::from).unwrap_or_else(|error| {
         tracing::error!(%error, "an answer cannot be written as JSON");
-        Bytes::from_static(b"{\"error\":{\"code\":\"INTERNAL_ERROR\",\"message\":\"The answer cannot be written as JSON\"}}")
+        Bytes::from_static(
+            b"{\"error\":{\"code\":\"INTERNAL_ERROR\",\"message\":\"The answer cannot be written as JSON\"}}",
+        )
     })
 }
 

@@ -83,8 +83,8 @@ where
             let body = serde_json::to_string(&error.body()).unwrap_or_default();
             guard.complete(error.status().as_u16(), Answer::Body(body)).await?;
         }
-        // Dropped: the key is free again.
-        Err(_) => drop(guard),
+        // The guard is dropped, and the key is free again.
+        Err(_) => {}
     }
     outcome
 }

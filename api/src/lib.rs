@@ -7,6 +7,8 @@
 //! `cove serve` and the desktop window make an [`ApiConfig`], a router, and [`serve`] it. The engine knows no HTTP; what
 //! it says becomes a status and a code in `error.rs` alone. The contract (paths, shapes, codes) is `api/openapi.json`.
 #![forbid(unsafe_code)]
+// utoipa's `params(...)` expands to `<T as utoipa::IntoParams>::...`, which the lint takes for ours.
+#![allow(unused_qualifications)]
 
 mod auth;
 mod base64;
@@ -18,6 +20,7 @@ mod idempotency;
 mod lines;
 mod mount;
 mod openapi;
+mod page;
 mod routes;
 mod serve;
 mod sse;
@@ -46,6 +49,7 @@ pub fn router(engine: Engine, config: ApiConfig) -> Router {
     let api = Api { engine, config: Arc::new(config) };
     let (routes, _) = routes::all().split_for_parts();
     let routes = routes
+        .merge(page::routes())
         .fallback(routes::unknown_route)
         .method_not_allowed_fallback(routes::wrong_method)
         .with_state(api.clone());

@@ -113,8 +113,7 @@ mod tests {
     fn a_longer_line_comes_in_marked_pieces_that_never_cut_a_character() {
         let mut lines = LineSplitter::default();
         let given = format!("x{}", "€".repeat(LINE_BYTES_MAX / 3 * 2));
-        let mut pieces: Vec<Line> =
-            given.as_bytes().chunks(65_536).flat_map(|chunk| lines.push(chunk)).collect();
+        let mut pieces: Vec<Line> = given.as_bytes().chunks(65_536).flat_map(|chunk| lines.push(chunk)).collect();
         pieces.extend(lines.finish());
         assert!(pieces.len() > 1);
         assert!(pieces.iter().rev().skip(1).all(|piece| piece.partial && piece.text.len() <= LINE_BYTES_MAX));

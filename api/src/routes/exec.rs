@@ -2,6 +2,8 @@
 //!
 //! When the client goes away the answer is dropped, the command with it, and the agent kills its process group.
 
+use ::base64::Engine as _;
+use ::base64::prelude::BASE64_STANDARD;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
@@ -19,7 +21,7 @@ use crate::extract::{Id, JsonBody};
 use crate::heartbeat::{self, Failure};
 use crate::lines::{Line, LineSplitter};
 use crate::sse;
-use crate::types::{Data, ExecBody, ExecData, ExecResult, ExitData, LineData};
+use crate::types::{ChunkData, Data, ExecBody, ExecData, ExecResult, ExitData, LineData, OutputAs};
 
 /// Most bytes of each output stream that a blocking call keeps; the rest is read and dropped, and the result says so.
 const OUTPUT_BYTES_MAX: usize = 64 << 20;
@@ -33,14 +35,19 @@ const EXIT_UNKNOWN: i32 = 255;
 /// Runs a command and answers at its end. A command that fails is a 200 with its exit code.
 #[utoipa::path(post, path = "/sandboxes/{id}/exec", tag = "exec", params(("id" = String, Path)), request_body = ExecBody,
     responses((status = 200, body = ExecData)))]
-pub async fn exec(State(api): State<Api>, Id(id): Id, JsonBody(body): JsonBody<ExecBody>) -> Result<Response, ApiError> {
+pub async fn exec(
+    State(api): State<Api>,
+    Id(id): Id,
+    JsonBody(body): JsonBody<ExecBody>,
+) -> Result<Response, ApiError> {
     let id = sandbox_id(&id)?;
     let (exec, stdin) = body.into_exec()?;
     Ok(heartbeat::answer(StatusCode::OK, run(api.engine, id, exec, stdin)).await)
 }
 
 /// Runs a command and sends its output as it comes: events `stdout` and `stderr` with one line each, then one `exit`.
-/// When the sandbox fails before the command's end the last event is `error`.
+/// When the sandbox fails before the command's end the last event is `error`. With `output: "base64"` the events carry
+/// `chunk_base64` instead of `line`.
 #[utoipa::path(post, path = "/sandboxes/{id}/exec/stream", tag = "exec", params(("id" = String, Path)),
     request_body = ExecBody, responses((status = 200, body = LineData, content_type = "text/event-stream")))]
 pub async fn exec_stream(
@@ -49,10 +56,14 @@ pub async fn exec_stream(
     JsonBody(body): JsonBody<ExecBody>,
 ) -> Result<Response, ApiError> {
     let id = sandbox_id(&id)?;
+    let output_as = body.output.unwrap_or_default();
     let (exec, stdin) = body.into_exec()?;
     let timeout_ms = exec.timeout_ms;
     let execution = api.engine.exec(&id, exec).await?;
-    Ok(sse::response(frames(execution, stdin, timeout_ms), api.config.stopping.clone()))
+    let _feeder = feed(execution.input.clone(), stdin);
+    let (stdout, stderr) = (Stdio::new("stdout", output_as), Stdio::new("stderr", output_as));
+    let streamed = Streamed { execution, timeout_ms, stdout, stderr, ended: false, _feeder };
+    Ok(sse::response(streamed.into_frames(), api.config.stopping.clone()))
 }
 
 /// A command whose end is not known, and what it wrote until then.
@@ -85,7 +96,7 @@ async fn run(
     engine: Engine,
     id: SandboxId,
     exec: guest::Exec,
-    stdin: Option<String>,
+    stdin: Option<Bytes>,
 ) -> Result<Data<ExecResult>, Broken> {
     let timeout_ms = exec.timeout_ms;
     let Execution { mut output, input, .. } = engine.exec(&id, exec).await?;
@@ -140,11 +151,11 @@ impl Kept {
 }
 
 /// Writes `stdin` beside the reading of output, so that neither waits for the other.
-fn feed(input: ExecInput, stdin: Option<String>) -> Option<AbortOnDropHandle<()>> {
-    let text = stdin?;
+fn feed(input: ExecInput, stdin: Option<Bytes>) -> Option<AbortOnDropHandle<()>> {
+    let bytes = stdin?;
     let task = tokio::spawn(async move {
         // A command may end without reading all of it.
-        let _ = input.data(Bytes::from(text)).await && input.end().await;
+        let _ = input.data(bytes).await && input.end().await;
     });
     Some(AbortOnDropHandle::new(task))
 }
@@ -161,7 +172,8 @@ fn code_and_duration(exit: Exit) -> (i32, u64) {
 
 fn timeout_note(exit: Exit, timeout_ms: Option<u64>) -> Option<String> {
     let seconds = timeout_ms.unwrap_or_default() as f64 / 1000.0;
-    (exit.status == ExitStatus::TimedOut).then(|| note(&format!("The command was killed: its time of {seconds} s is over")))
+    (exit.status == ExitStatus::TimedOut)
+        .then(|| note(&format!("The command was killed: its time of {seconds} s is over")))
 }
 
 /// A line of the server's own in a command's standard error.
@@ -177,30 +189,23 @@ fn no_end() -> ApiError {
 struct Streamed {
     execution: Execution,
     timeout_ms: Option<u64>,
-    stdout: LineSplitter,
-    stderr: LineSplitter,
+    stdout: Stdio,
+    stderr: Stdio,
     ended: bool,
     _feeder: Option<AbortOnDropHandle<()>>,
 }
 
-fn frames(
-    execution: Execution,
-    stdin: Option<String>,
-    timeout_ms: Option<u64>,
-) -> impl stream::Stream<Item = Bytes> + Send + 'static {
-    let _feeder = feed(execution.input.clone(), stdin);
-    let (stdout, stderr) = Default::default();
-    let streamed = Streamed { execution, timeout_ms, stdout, stderr, ended: false, _feeder };
-    stream::unfold(streamed, |mut streamed| async move { Some((streamed.next().await?, streamed)) })
-}
-
 impl Streamed {
+    fn into_frames(self) -> impl stream::Stream<Item = Bytes> + Send + 'static {
+        stream::unfold(self, |mut streamed| async move { Some((streamed.next().await?, streamed)) })
+    }
+
     /// The next frames, at least one; `None` at the end.
     async fn next(&mut self) -> Option<Bytes> {
         while !self.ended {
             let frames = match self.execution.output.next().await {
-                Some(Ok(ExecEvent::Output { stream: Stream::Stdout, data })) => all("stdout", self.stdout.push(&data)),
-                Some(Ok(ExecEvent::Output { stream: Stream::Stderr, data })) => all("stderr", self.stderr.push(&data)),
+                Some(Ok(ExecEvent::Output { stream: Stream::Stdout, data })) => self.stdout.push(&data),
+                Some(Ok(ExecEvent::Output { stream: Stream::Stderr, data })) => self.stderr.push(&data),
                 Some(Ok(ExecEvent::Exited(exit))) => self.end(Ok(exit)),
                 Some(Err(error)) => self.end(Err(error.into())),
                 None => self.end(Err(no_end())),
@@ -215,24 +220,52 @@ impl Streamed {
     /// What is left of both streams, then the last frame.
     fn end(&mut self, ended: Result<Exit, ApiError>) -> Bytes {
         self.ended = true;
-        let stdout = all("stdout", self.stdout.finish());
-        let mut stderr_lines = Vec::from_iter(self.stderr.finish());
+        let mut frames = vec![self.stdout.finish(), self.stderr.finish()];
         let last = match ended {
             Ok(exit) => {
                 let note = timeout_note(exit, self.timeout_ms);
-                stderr_lines.extend(note.map(|note| Line { text: note.trim().to_owned(), partial: false }));
+                frames.extend(note.map(|note| self.stderr.push(note.trim_start().as_bytes())));
                 let (exit_code, duration_ms) = code_and_duration(exit);
                 sse::frame("exit", &ExitData { exit_code, duration_ms })
             }
             Err(error) => sse::error_frame(error),
         };
-        [stdout, all("stderr", stderr_lines), last].concat().into()
+        frames.push(last);
+        frames.concat().into()
     }
 }
 
-fn all(event: &str, lines: impl IntoIterator<Item = Line>) -> Bytes {
-    let frames = lines.into_iter().map(|Line { text, partial }| sse::frame(event, &LineData { line: text, partial }));
-    frames.collect::<Vec<_>>().concat().into()
+/// One output stream on its way into frames.
+struct Stdio {
+    event: &'static str,
+    output_as: OutputAs,
+    lines: LineSplitter,
+}
+
+impl Stdio {
+    fn new(event: &'static str, output_as: OutputAs) -> Self {
+        Self { event, output_as, lines: LineSplitter::default() }
+    }
+
+    fn push(&mut self, data: &[u8]) -> Bytes {
+        match self.output_as {
+            OutputAs::Lines => {
+                let lines = self.lines.push(data);
+                self.frames(lines)
+            }
+            OutputAs::Base64 => sse::frame(self.event, &ChunkData { chunk_base64: BASE64_STANDARD.encode(data) }),
+        }
+    }
+
+    fn finish(&mut self) -> Bytes {
+        let line = self.lines.finish();
+        self.frames(line)
+    }
+
+    fn frames(&self, lines: impl IntoIterator<Item = Line>) -> Bytes {
+        let frame = |Line { text, partial }| sse::frame(self.event, &LineData { line: text, partial });
+        lines.into_iter().map(frame).collect::<Vec<_>>().concat().into()
+    }
 }
 
 #[cfg(test)]
@@ -253,6 +286,17 @@ mod tests {
         let note = |status| timeout_note(Exit { status, duration_us: 0 }, Some(1500));
         assert_eq!(note(ExitStatus::Code(0)), None);
         assert!(note(ExitStatus::TimedOut).unwrap().contains("1.5 s"));
+    }
+
+    #[test]
+    fn output_goes_out_as_lines_or_as_bytes() {
+        let mut lines = Stdio::new("stdout", OutputAs::Lines);
+        assert_eq!(lines.push(b"a\nb"), "event: stdout\ndata: {\"line\":\"a\"}\n\n");
+        assert_eq!(lines.finish(), "event: stdout\ndata: {\"line\":\"b\"}\n\n");
+        assert_eq!(lines.finish(), "");
+        let mut bytes = Stdio::new("stderr", OutputAs::Base64);
+        assert_eq!(bytes.push(&[255, 0]), "event: stderr\ndata: {\"chunk_base64\":\"/wA=\"}\n\n");
+        assert_eq!(bytes.finish(), "");
     }
 
     #[test]

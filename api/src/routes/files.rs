@@ -3,7 +3,6 @@
 //! `/fs/...` is what the SDK calls first, `/files...` is its fallback on 404 and what old SDKs call. They differ in one
 //! word: `content` is text on `/fs/write` and base64 on `/files`. File bytes themselves are in `transfer.rs`.
 
-use std::borrow::Cow;
 use std::pin::Pin;
 
 use axum::Json;
@@ -18,12 +17,12 @@ use utoipa_axum::routes;
 
 use super::sandbox_id;
 use crate::Api;
-use crate::base64::Encoded;
+use crate::base64::{Encoded, part_of};
 use crate::error::ApiError;
 use crate::extract::{FILES_BODY_BYTES_MAX, Id, JsonBody, JsonBytes, Query, number, parse};
 use crate::types::{
-    Borrowed, Data, FileEntry, FileFailure, FileInMany, FileWritten, Listing, PathBody, WriteBody, WriteMany, WriteManyBody,
-    Written,
+    Borrowed, Data, FileEntry, FileFailure, FileInMany, FileWritten, Listing, PathBody, WriteBody, WriteMany,
+    WriteManyBody, Written,
 };
 
 /// Permission bits of a file that these routes make.
@@ -73,13 +72,6 @@ enum Content {
 }
 
 impl Content {
-    fn text(text: &Cow<'_, str>, body: &Bytes) -> Self {
-        Content::Text(match text {
-            Cow::Borrowed(text) => body.slice_ref(text.as_bytes()),
-            Cow::Owned(text) => Bytes::copy_from_slice(text.as_bytes()),
-        })
-    }
-
     fn into_stream(self) -> Pin<Box<dyn Stream<Item = Result<Bytes, BoxError>> + Send>> {
         match self {
             Content::Text(text) => stream::once(async { Ok(text) }).boxed(),
@@ -103,14 +95,19 @@ fn content_of(
 ) -> Result<Content, ApiError> {
     match (content_base64, content, meaning) {
         (Some(Borrowed(text)), _, _) => Encoded::check(text, body, "content_base64").map(Content::Base64),
-        (None, Some(Borrowed(text)), ContentIs::Text) => Ok(Content::text(text, body)),
+        (None, Some(Borrowed(text)), ContentIs::Text) => Ok(Content::Text(part_of(body, text))),
         (None, Some(Borrowed(text)), ContentIs::Base64) => Encoded::check(text, body, "content").map(Content::Base64),
         (None, None, ContentIs::Text) => Err(ApiError::invalid("content_base64", "content_base64 is missing")),
         (None, None, ContentIs::Base64) => Err(ApiError::invalid("content", "content is missing")),
     }
 }
 
-async fn write_one(api: &Api, id: &SandboxId, body: &Bytes, meaning: ContentIs) -> Result<Json<Data<Written>>, ApiError> {
+async fn write_one(
+    api: &Api,
+    id: &SandboxId,
+    body: &Bytes,
+    meaning: ContentIs,
+) -> Result<Json<Data<Written>>, ApiError> {
     let request: WriteBody<'_> = parse(body)?;
     let path = checked_path(&request.path)?;
     let content = content_of(&request.content, &request.content_base64, meaning, body)?;
@@ -170,7 +167,9 @@ fn content_of_many(file: &FileInMany<'_>, body: &Bytes) -> Result<Content, ApiEr
     let meaning = match file.encoding.as_ref().map(|encoding| encoding.0.as_ref()) {
         None | Some("utf8" | "utf-8" | "text") => ContentIs::Text,
         Some("base64") => ContentIs::Base64,
-        Some(other) => return Err(ApiError::invalid("encoding", format!("encoding is '{other}'; it can be utf8 or base64"))),
+        Some(other) => {
+            return Err(ApiError::invalid("encoding", format!("encoding is '{other}'; it can be utf8 or base64")));
+        }
     };
     content_of(&file.content, &file.content_base64, meaning, body)
 }
@@ -283,7 +282,10 @@ mod tests {
         assert_eq!(bytes_of(body, ContentIs::Base64).await.unwrap(), b"x");
         let body = r#"{"path":"/a","content_base64":"eA==","content":"y"}"#;
         assert_eq!(bytes_of(body, ContentIs::Text).await.unwrap(), b"x");
-        assert_eq!(bytes_of(r#"{"path":"/a","content":"a\n\u00e9"}"#, ContentIs::Text).await.unwrap(), "a\né".as_bytes());
+        assert_eq!(
+            bytes_of(r#"{"path":"/a","content":"a\n\u00e9"}"#, ContentIs::Text).await.unwrap(),
+            "a\né".as_bytes()
+        );
     }
 
     #[tokio::test]

@@ -176,9 +176,14 @@ mod tests {
 
     #[test]
     fn wait_is_seconds_or_a_word() {
-        for (text, seconds) in
-            [(None, 120), (Some("true"), 120), (Some("false"), 0), (Some("0"), 0), (Some("30"), 30), (Some("99999"), 3600)]
-        {
+        for (text, seconds) in [
+            (None, 120),
+            (Some("true"), 120),
+            (Some("false"), 0),
+            (Some("0"), 0),
+            (Some("30"), 30),
+            (Some("99999"), 3600),
+        ] {
             assert_eq!(wait(text).unwrap(), Duration::from_secs(seconds), "{text:?}");
         }
         for text in ["soon", "-1", "1.5"] {

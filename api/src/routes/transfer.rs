@@ -127,7 +127,11 @@ fn exactly(
 /// The bytes of a file.
 #[utoipa::path(get, path = "/sandboxes/{id}/fs/download", tag = "files", params(("id" = String, Path), ReadQuery),
     responses((status = 200, body = [u8], content_type = "application/octet-stream")))]
-pub async fn download(State(api): State<Api>, Id(id): Id, Query(query): Query<ReadQuery>) -> Result<Response, ApiError> {
+pub async fn download(
+    State(api): State<Api>,
+    Id(id): Id,
+    Query(query): Query<ReadQuery>,
+) -> Result<Response, ApiError> {
     send(&api, &sandbox_id(&id)?, &query.path()?).await
 }
 
@@ -145,7 +149,11 @@ pub async fn download_alias(
 /// The bytes of a file whose path is in the URL, each segment percent-encoded.
 #[utoipa::path(get, path = "/sandboxes/{id}/files/{*path}", tag = "files", params(("id" = String, Path), ("path" = String, Path)),
     responses((status = 200, body = [u8], content_type = "application/octet-stream")))]
-pub async fn download_path(State(api): State<Api>, Id(id): Id, PathInUrl(path): PathInUrl) -> Result<Response, ApiError> {
+pub async fn download_path(
+    State(api): State<Api>,
+    Id(id): Id,
+    PathInUrl(path): PathInUrl,
+) -> Result<Response, ApiError> {
     send(&api, &sandbox_id(&id)?, &path).await
 }
 
@@ -209,12 +217,15 @@ mod tests {
         stream::iter(sizes.iter().map(|size| Ok(Bytes::from(vec![0; *size]))).collect::<Vec<_>>())
     }
 
+    async fn cut(bytes: u64, given: &[usize]) -> Result<Vec<usize>, BoxError> {
+        exactly(bytes, chunks(given)).map_ok(|chunk| chunk.len()).try_collect().await
+    }
+
     #[tokio::test]
     async fn a_file_that_grows_is_cut_and_one_that_shrinks_is_an_error() {
-        let sizes = |bytes, given: &[usize]| exactly(bytes, chunks(given)).map_ok(|chunk| chunk.len()).try_collect::<Vec<_>>();
-        assert_eq!(sizes(5, &[3, 3, 3]).await.unwrap(), [3, 2]);
-        assert_eq!(sizes(6, &[3, 3]).await.unwrap(), [3, 3]);
-        assert!(sizes(7, &[3, 3]).await.is_err());
+        assert_eq!(cut(5, &[3, 3, 3]).await.unwrap(), [3, 2]);
+        assert_eq!(cut(6, &[3, 3]).await.unwrap(), [3, 3]);
+        assert!(cut(7, &[3, 3]).await.is_err());
     }
 
     #[tokio::test]

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use cove_engine::protocol::guest::{Command, Exec};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::base64::decoded;
 use crate::error::ApiError;
 
 /// Longest time limit of a command, in seconds: a day.
@@ -29,6 +31,22 @@ pub struct ExecBody {
     pub user: Option<String>,
     /// Text for its standard input; otherwise that is empty.
     pub stdin: Option<String>,
+    /// The same for bytes that are not text.
+    pub stdin_base64: Option<String>,
+    /// How a stream sends output: `lines` of text, the default, or `base64`, pieces of bytes as they come.
+    #[schema(value_type = Option<String>)]
+    pub output: Option<OutputAs>,
+}
+
+/// See [`ExecBody::output`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OutputAs {
+    /// Frames of [`LineData`].
+    #[default]
+    Lines,
+    /// Frames of [`ChunkData`].
+    Base64,
 }
 
 /// A shell line, or argv.
@@ -42,8 +60,12 @@ pub enum ExecCommand {
 }
 
 impl ExecBody {
-    /// The engine's form, and the text for standard input.
-    pub fn into_exec(self) -> Result<(Exec, Option<String>), ApiError> {
+    /// The engine's form, and the bytes for standard input.
+    pub fn into_exec(self) -> Result<(Exec, Option<Bytes>), ApiError> {
+        let stdin = match (self.stdin_base64, self.stdin) {
+            (Some(text), _) => Some(decoded("stdin_base64", &text)?),
+            (None, text) => text.map(Bytes::from),
+        };
         let command = match self.command {
             ExecCommand::Line(line) if line.trim().is_empty() => {
                 return Err(ApiError::invalid("command", "command is empty"));
@@ -59,17 +81,18 @@ impl ExecBody {
             cwd: self.cwd,
             env: self.env.unwrap_or_default().into_iter().collect(),
             user: self.user,
-            stdin: self.stdin.is_some(),
+            stdin: stdin.is_some(),
             timeout_ms: self.timeout.map(timeout_ms).transpose()?.flatten(),
         };
-        Ok((exec, self.stdin))
+        Ok((exec, stdin))
     }
 }
 
 /// Milliseconds, at least one; `None` for 0, which means no limit.
 fn timeout_ms(seconds: f64) -> Result<Option<u64>, ApiError> {
     if !(0.0..=TIMEOUT_SECONDS_MAX).contains(&seconds) {
-        let message = format!("timeout is {seconds}; it must be between 0 (no limit) and {TIMEOUT_SECONDS_MAX} seconds");
+        let message =
+            format!("timeout is {seconds}; it must be between 0 (no limit) and {TIMEOUT_SECONDS_MAX} seconds");
         return Err(ApiError::invalid("timeout", message));
     }
     Ok((seconds > 0.0).then(|| (seconds * 1000.0).ceil() as u64))
@@ -115,6 +138,13 @@ pub struct LineData {
     pub partial: bool,
 }
 
+/// The payload of a `stdout` or `stderr` frame when the caller asked for bytes.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ChunkData {
+    /// Some bytes, in base64.
+    pub chunk_base64: String,
+}
+
 /// The payload of the `exit` frame.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ExitData {
@@ -130,7 +160,7 @@ mod tests {
 
     use super::*;
 
-    fn exec(body: Value) -> Result<(Exec, Option<String>), ApiError> {
+    fn exec(body: Value) -> Result<(Exec, Option<Bytes>), ApiError> {
         serde_json::from_value::<ExecBody>(body).unwrap().into_exec()
     }
 
@@ -141,7 +171,15 @@ mod tests {
         assert_eq!((line.stdin, stdin, line.timeout_ms), (false, None, None));
         let (argv, stdin) = exec(json!({"command": ["ls", "a b"], "stdin": ""})).unwrap();
         assert_eq!(argv.command, Command::Argv(vec!["ls".into(), "a b".into()]));
-        assert_eq!((argv.stdin, stdin.as_deref()), (true, Some("")));
+        assert_eq!((argv.stdin, stdin), (true, Some(Bytes::new())));
+    }
+
+    #[test]
+    fn standard_input_is_text_or_base64() {
+        assert_eq!(exec(json!({"command": "x", "stdin": "é"})).unwrap().1.unwrap(), "é".as_bytes());
+        assert_eq!(exec(json!({"command": "x", "stdin_base64": "/wA="})).unwrap().1.unwrap(), &[255, 0][..]);
+        let error = exec(json!({"command": "x", "stdin_base64": "!"})).unwrap_err();
+        assert!(error.message().starts_with("stdin_base64 is not base64"));
     }
 
     #[test]

@@ -6,13 +6,13 @@ mod sandbox;
 mod system;
 mod template;
 
-pub use exec::{ExecBody, ExecCommand, ExecData, ExecResult, ExitData, LineData};
+pub use exec::{ChunkData, ExecBody, ExecData, ExecResult, ExitData, LineData, OutputAs};
 pub use files::{
     Borrowed, FileEntry, FileFailure, FileInMany, FileWritten, Listing, PathBody, Removed, WriteBody, WriteMany,
     WriteManyBody, Written,
 };
-pub use sandbox::{CreateBody, DestroyedRecord, Readiness, ResourceContract, SandboxRecord, WaitOver};
-pub use system::{DeviceFigures, Health, HostInfo, LimitsInfo, Logs, MachineFigures, SystemInfo, VcpuFigures};
+pub use sandbox::{CreateBody, DestroyedRecord, Readiness, SandboxRecord, WaitOver};
+pub use system::{Health, Logs, MachineFigures, SystemInfo};
 pub use template::{TemplateList, TemplateRecord};
 
 use serde::Serialize;

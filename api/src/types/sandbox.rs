@@ -88,7 +88,9 @@ impl Refused {
             ("env_id", &self.env_id),
         ];
         match given.into_iter().find(|(_, value)| value.as_ref().is_some_and(says_something)) {
-            Some((field, _)) => Err(ApiError::invalid(field, format!("{field} has no effect on this server; leave it out"))),
+            Some((field, _)) => {
+                Err(ApiError::invalid(field, format!("{field} has no effect on this server; leave it out")))
+            }
             None => Ok(()),
         }
     }
@@ -109,7 +111,8 @@ impl CreateBody {
     /// The engine's form. The engine checks the values; what it has no field for is checked here.
     pub fn into_spec(self) -> Result<SandboxSpec, ApiError> {
         self.refused.check()?;
-        if let Some(profile) = self.runtime_profile.as_deref().filter(|profile| !["standard", "auto"].contains(profile)) {
+        if let Some(profile) = self.runtime_profile.as_deref().filter(|profile| !["standard", "auto"].contains(profile))
+        {
             let message = format!("runtime_profile is '{profile}'; this server has 'standard' and 'auto'");
             return Err(ApiError::invalid("runtime_profile", message));
         }
@@ -337,11 +340,7 @@ pub struct DestroyedRecord {
 
 impl From<Sandbox> for DestroyedRecord {
     fn from(sandbox: Sandbox) -> Self {
-        Self {
-            id: sandbox.id.to_string(),
-            state: sandbox.state,
-            destroyed_at: sandbox.destroyed_at.map(timestamp),
-        }
+        Self { id: sandbox.id.to_string(), state: sandbox.state, destroyed_at: sandbox.destroyed_at.map(timestamp) }
     }
 }
 
@@ -366,7 +365,8 @@ pub struct Readiness {
 impl From<cove_engine::Readiness> for Readiness {
     fn from(readiness: cove_engine::Readiness) -> Self {
         let word = |ready: bool| if ready { "ready" } else { "pending" };
-        let failed = matches!(readiness.state, SandboxState::Error | SandboxState::Destroying | SandboxState::Destroyed);
+        let failed =
+            matches!(readiness.state, SandboxState::Error | SandboxState::Destroying | SandboxState::Destroyed);
         Self {
             ready: readiness.ready,
             status: if failed { "failed" } else { word(readiness.ready) },
@@ -481,7 +481,9 @@ mod tests {
     fn what_would_be_ignored_silently_is_refused_by_name() {
         let body = |json: Value| serde_json::from_value::<CreateBody>(json).unwrap().into_spec();
         assert!(body(json!({"setup_file": "", "services": [], "no_env": true, "region": "eu"})).is_ok());
-        for (field, value) in [("setup_file", json!("echo")), ("services", json!([{}])), ("runtime_profile", json!("soma"))] {
+        for (field, value) in
+            [("setup_file", json!("echo")), ("services", json!([{}])), ("runtime_profile", json!("soma"))]
+        {
             let error = body(json!({ field: value })).unwrap_err();
             assert!(error.message().starts_with(field), "{}", error.message());
         }
@@ -489,7 +491,8 @@ mod tests {
 
     #[test]
     fn image_and_disk_mb_are_other_spellings() {
-        let body: CreateBody = serde_json::from_value(json!({"image": "python", "disk_mb": 2048, "env": null})).unwrap();
+        let body: CreateBody =
+            serde_json::from_value(json!({"image": "python", "disk_mb": 2048, "env": null})).unwrap();
         let spec = body.into_spec().unwrap();
         assert_eq!((spec.template.as_deref(), spec.disk_size_mb), (Some("python"), Some(2048)));
     }
