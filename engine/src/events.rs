@@ -62,8 +62,6 @@ pub enum EventKind {
         /// What its record says in `last_error`.
         reason: String,
     },
-    /// Its session's time is over, and it is kept because it is persistent.
-    TimedOut,
     /// It is gone.
     Destroyed,
 }
@@ -78,7 +76,6 @@ impl EventKind {
             EventKind::ExecStarted { .. } => "sandbox.exec.started",
             EventKind::ExecCompleted { .. } => "sandbox.exec.completed",
             EventKind::Error { .. } => "sandbox.error",
-            EventKind::TimedOut => "sandbox.timeout",
             EventKind::Destroyed => "sandbox.destroyed",
         }
     }
@@ -109,7 +106,7 @@ impl Event {
             EventKind::Destroyed => {
                 data.insert("state".into(), json!("destroyed"));
             }
-            EventKind::Created | EventKind::TimedOut => {}
+            EventKind::Created => {}
         }
         data
     }

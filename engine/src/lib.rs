@@ -1,36 +1,61 @@
-//! Sandboxes and their life. Being built.
+//! Sandboxes and their life. `Engine` is the handle that everything else holds.
+//!
+//! ```text
+//!  create ─► checked, admitted, row written ─► Creating ── disk, machine, agent ──► Running ── exec, files ──┐
+//!                                                 │                                   │ ▲                    │
+//!                                                 └──────────── something broke ──► Error └──────────────────┘
+//!  destroy ─────────────────────────────────────────► Destroying ─► Destroyed (the record stays for 24 hours)
+//! ```
+//!
+//! One driver task owns one sandbox (`sandbox::driver`); the table of `sandbox::state` says what may happen. Machines are
+//! processes of their own (`machine`), asked through their control sockets; commands and files go to the agent inside
+//! (`agent`). A new server finds running machines again (`sandbox::recovery`). No HTTP here, and no unsafe code.
 #![forbid(unsafe_code)]
-
-pub mod config;
-
-pub mod error;
-
-pub mod events;
 
 pub mod sandbox;
 
 pub mod template;
 
-pub mod idempotency;
-
 pub mod agent;
 
 pub mod machine;
 
+pub mod disk;
+
+pub mod events;
+
+pub mod idempotency;
+
 pub mod db;
 
-use std::convert::Infallible;
+pub mod config;
+
+mod data_dir;
+
+mod host;
+
+mod framed;
+
+pub mod error;
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom};
 use std::ops::RangeInclusive;
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::Stream;
-use tokio::sync::{broadcast, watch};
-use tokio::time::Instant;
+use time::OffsetDateTime;
+use tokio::sync::{broadcast, oneshot, watch};
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 pub use cove_protocol as protocol;
-use cove_protocol::guest;
-use cove_protocol::vmm::HostProbe;
+use cove_protocol::vmm::{HostProbe, Stats};
 
 pub use agent::{ExecEvent, ExecInput, ExecOutput, Execution, FileStream};
 pub use config::{EngineConfig, EngineLimits};
@@ -40,11 +65,49 @@ pub use idempotency::{Answer, Claim, ClaimGuard, InFlight, Replay};
 pub use sandbox::{External, Sandbox, SandboxFilter, SandboxId, SandboxSpec, SandboxState, Shape, Size};
 pub use template::Template;
 
+use config::Config;
+use data_dir::DataDir;
+use db::{Db, TemplateVersion};
+use host::{Host, Tools};
+use idempotency::Keys;
+use sandbox::admission::Room;
+use sandbox::driver::{self, Beginning, Handle, Progress, Request};
+use sandbox::{recovery, spec, start};
+use template::store;
+
+/// How often old records are forgotten and logs are cut.
+const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(3600);
+
+/// Longest vmm log; a longer one is cut to nothing.
+const VMM_LOG_BYTES_MAX: u64 = 4 << 20;
+
+/// Most bytes of a console that can be asked for (`protocol::vmm::Request::ConsoleTail`).
+const CONSOLE_TAIL_BYTES_MAX: u32 = 256 << 10;
+
+/// How long shutdown waits for drivers that are ending sandboxes.
+const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(60);
+
 /// The engine: a cheap handle, clones are the same engine.
 #[derive(Clone, Debug)]
 pub struct Engine {
-    // Until the parts behind it exist no engine can be made.
-    inner: Arc<Infallible>,
+    shared: Arc<Shared>,
+}
+
+/// What every part of one engine sees.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) db: Db,
+    pub(crate) host: Host,
+    pub(crate) events: events::Events,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) stopping: CancellationToken,
+    handles: Mutex<HashMap<SandboxId, Handle>>,
+    /// Held from the look at the host to the row that takes its share.
+    admission: tokio::sync::Mutex<()>,
+    keys: Keys,
+    exec_ids: AtomicU64,
+    data_dir: DataDir,
 }
 
 /// What may be asked for, and what this host grants.
@@ -84,146 +147,388 @@ pub struct Readiness {
 }
 
 impl Engine {
-    /// Opens the data directory, brings database and machines into agreement, and imports the built-in template.
-    pub async fn start(_config: EngineConfig) -> Result<Engine, Error> {
-        Err(Error::HostNotReady { problem: "The engine is being built".into() })
+    /// Opens the data directory, brings database and machines into agreement, and imports the built-in template. A host
+    /// that cannot run machines is no error: every create says what is missing.
+    ///
+    /// # Errors
+    /// [`Error::Config`], [`Error::DataDirLocked`], [`Error::Database`], [`Error::File`].
+    pub async fn start(config: EngineConfig) -> Result<Engine, Error> {
+        let mut config = Config::find(config)?;
+        let data_dir = DataDir::hold(&config.paths)?;
+        data_dir.settle_runtime_dir(&mut config.paths)?;
+        let db = Db::open(&config.paths.database()).await?;
+        db.forget_old(OffsetDateTime::now_utc()).await?;
+        let mut host = Host::probe(&config).await;
+        if let Ok(guest) = &config.guest {
+            match store::import_built_in(&db, &config.paths, guest).await {
+                Err(Error::HostNotReady { problem }) => host.ready = Err(problem),
+                other => other?,
+            }
+        }
+        let shared = Arc::new(Shared {
+            config,
+            db,
+            host,
+            events: events::Events::new(),
+            tasks: TaskTracker::new(),
+            stopping: CancellationToken::new(),
+            handles: Mutex::default(),
+            admission: tokio::sync::Mutex::default(),
+            keys: Keys::default(),
+            exec_ids: AtomicU64::default(),
+            data_dir,
+        });
+        recovery::recover(&shared).await?;
+        store::remove_unused(&shared.db, &shared.config.paths).await?;
+        shared.tasks.spawn(keep_house(Arc::clone(&shared)));
+        tracing::info!(data_dir = %shared.config.paths.data.display(), "engine started");
+        Ok(Engine { shared })
     }
 
-    /// Takes no new work, ends what runs in the engine, leaves machines alive. Returns when nothing is left to write.
+    /// Takes no new work and ends the engine. Machines of persistent sandboxes stay alive and are found again at the next
+    /// start; other sandboxes are destroyed, and what is being created is taken back.
     pub async fn shutdown(&self) {
-        match *self.inner {}
+        self.shared.stopping.cancel();
+        self.shared.tasks.close();
+        if timeout_at(Instant::now() + SHUTDOWN_DEADLINE, self.shared.tasks.wait()).await.is_err() {
+            tracing::error!(
+                "some sandboxes were not ended in {} s; the next start ends them",
+                SHUTDOWN_DEADLINE.as_secs()
+            );
+        }
+        self.shared.db.close().await;
+        tracing::info!("engine stopped");
     }
 
     /// Says in the data directory's lock file on which port the server listens.
-    pub fn announce_port(&self, _port: u16) -> Result<(), Error> {
-        match *self.inner {}
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn announce_port(&self, port: u16) -> Result<(), Error> {
+        self.shared.data_dir.announce_port(&self.shared.config.paths, port)
+    }
+
+    /// The data directory.
+    pub fn data_dir(&self) -> &Path {
+        &self.shared.config.paths.data
     }
 
     /// What may be asked for.
     pub fn limits(&self) -> Limits {
-        match *self.inner {}
+        Limits {
+            cpu_count: spec::CPU_COUNT,
+            memory_mb: spec::MEMORY_MB,
+            disk_size_mb: spec::DISK_SIZE_MB,
+            default_shape: Size::Small.shape(),
+            timeout_sec: spec::TIMEOUT_SEC,
+            timeout_sec_default: spec::TIMEOUT_SEC_DEFAULT,
+            idle_timeout_sec: spec::IDLE_TIMEOUT_SEC,
+            sandboxes_max: self.shared.config.limits.sandboxes_max,
+            cpu_granted_max: u32::from(self.shared.host.probe.vcpus_max),
+        }
     }
 
     /// What this host can do, as `vmm probe` said at start.
     pub fn host(&self) -> &HostProbe {
-        match *self.inner {}
+        &self.shared.host.probe
+    }
+
+    /// Why no sandbox can be made on this host, and what to do; `None` when one can.
+    pub fn host_problem(&self) -> Option<&str> {
+        self.shared.host.ready.as_ref().err().map(String::as_str)
     }
 
     /// Makes a sandbox: checked, admitted, its record written; it boots in the background.
-    pub async fn create(&self, _spec: SandboxSpec) -> Result<Sandbox, Error> {
-        match *self.inner {}
+    ///
+    /// # Errors
+    /// [`Error::HostNotReady`], [`Error::TemplateNotFound`], [`Error::Invalid`], [`Error::NameTaken`],
+    /// [`Error::Admission`].
+    pub async fn create(&self, spec: SandboxSpec) -> Result<Sandbox, Error> {
+        let shared = &self.shared;
+        let tools = shared.tools()?;
+        let name = spec.template.as_deref().unwrap_or(store::BUILT_IN);
+        let template = store::find(&shared.db, name).await?.ok_or_else(|| Error::TemplateNotFound(name.to_owned()))?;
+        let sandbox = spec.check(&template.template, OffsetDateTime::now_utc())?;
+        store::check_unchanged(&template)?;
+        let channels = shared.admit(&sandbox, &template).await?;
+        tracing::info!(sandbox = %sandbox.id, template = template.template.id, shape = ?sandbox.shape, "creating");
+        let beginning = Beginning::Create { template: Box::new(template), tools: Box::new(tools) };
+        driver::spawn(Arc::clone(shared), channels, beginning);
+        Ok(sandbox)
     }
 
     /// The first record that is not in a transitional state, or the current one at the deadline.
-    pub async fn wait_settled(&self, _id: &SandboxId, _deadline: Instant) -> Result<Sandbox, Error> {
-        match *self.inner {}
+    ///
+    /// # Errors
+    /// [`Error::SandboxNotFound`].
+    pub async fn wait_settled(&self, id: &SandboxId, deadline: Instant) -> Result<Sandbox, Error> {
+        let mut record = self.watch(id).await?;
+        // The record that is then there is the answer in either case.
+        let _ = timeout_at(deadline, record.wait_for(|sandbox| !sandbox.state.is_transitional())).await;
+        let sandbox = record.borrow().clone();
+        Ok(sandbox)
     }
 
-    /// The record of the sandbox with this id, destroyed ones too for 24 h.
-    pub async fn get(&self, _id: &str) -> Result<Sandbox, Error> {
-        match *self.inner {}
+    /// The record of the sandbox with this id; destroyed ones are kept for 24 hours.
+    ///
+    /// # Errors
+    /// [`Error::SandboxNotFound`].
+    pub async fn get(&self, id: &str) -> Result<Sandbox, Error> {
+        let not_found = || Error::SandboxNotFound(id.to_owned());
+        let id = SandboxId::parse(id).ok_or_else(not_found)?;
+        if let Some(handle) = self.shared.find(&id) {
+            return Ok(handle.record.borrow().clone());
+        }
+        self.shared.db.sandbox(&id).await?.ok_or_else(not_found)
     }
 
     /// The live sandbox with this name.
-    pub async fn by_name(&self, _name: &str) -> Result<Sandbox, Error> {
-        match *self.inner {}
+    ///
+    /// # Errors
+    /// [`Error::SandboxNotFound`].
+    pub async fn by_name(&self, name: &str) -> Result<Sandbox, Error> {
+        self.shared.db.sandbox_by_name(name).await?.ok_or_else(|| Error::SandboxNotFound(name.to_owned()))
     }
 
     /// The sandboxes that match, oldest first.
-    pub async fn list(&self, _filter: &SandboxFilter) -> Result<Vec<Sandbox>, Error> {
-        match *self.inner {}
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub async fn list(&self, filter: &SandboxFilter) -> Result<Vec<Sandbox>, Error> {
+        let mut filter = filter.clone();
+        if let Some(name) = &filter.template_id
+            && let Some(template) = store::find(&self.shared.db, name).await?
+        {
+            filter.template_id = Some(template.template.id);
+        }
+        Ok(self.shared.db.sandboxes(&filter).await?)
     }
 
     /// Removes a sandbox and all that is its. Idempotent; returns when it is gone.
-    pub async fn destroy(&self, _id: &SandboxId) -> Result<Sandbox, Error> {
-        match *self.inner {}
-    }
-
-    /// Starts a command; waits (bounded) while the sandbox is being made.
-    pub async fn exec(&self, _id: &SandboxId, _exec: guest::Exec) -> Result<Execution, Error> {
-        match *self.inner {}
-    }
-
-    /// What a file is, and its bytes.
-    pub async fn read_file(&self, _id: &SandboxId, _path: &str) -> Result<(guest::Entry, FileStream), Error> {
-        match *self.inner {}
-    }
-
-    /// Writes a file, all or nothing; returns how many bytes it has.
-    pub async fn write_file<S>(&self, _id: &SandboxId, _path: &str, _mode: u32, _content: S) -> Result<u64, Error>
-    where
-        S: Stream<Item = Result<Bytes, BoxError>> + Send,
-    {
-        match *self.inner {}
-    }
-
-    /// The entries below a directory, depth first.
-    pub async fn list_dir(&self, _id: &SandboxId, _path: &str, _depth: u32) -> Result<Vec<guest::Entry>, Error> {
-        match *self.inner {}
-    }
-
-    /// What is at a path; a symbolic link is not followed.
-    pub async fn stat(&self, _id: &SandboxId, _path: &str) -> Result<guest::Entry, Error> {
-        match *self.inner {}
-    }
-
-    /// Makes a directory and its parents.
-    pub async fn make_dir(&self, _id: &SandboxId, _path: &str) -> Result<(), Error> {
-        match *self.inner {}
-    }
-
-    /// Removes a file or directory.
-    pub async fn remove(&self, _id: &SandboxId, _path: &str, _recursive: bool) -> Result<(), Error> {
-        match *self.inner {}
-    }
-
-    /// Renames.
-    pub async fn move_path(&self, _id: &SandboxId, _from: &str, _to: &str) -> Result<(), Error> {
-        match *self.inner {}
+    ///
+    /// # Errors
+    /// [`Error::SandboxNotFound`], or why something of it could not be removed; it is then in state `error`, and may be
+    /// destroyed again.
+    pub async fn destroy(&self, id: &SandboxId) -> Result<Sandbox, Error> {
+        if let Some(handle) = self.shared.find(id) {
+            let (reply, answer) = oneshot::channel();
+            if handle.requests.send(Request::Destroy(reply)).await.is_ok()
+                && let Ok(result) = answer.await
+            {
+                return result;
+            }
+        }
+        // It has no driver, or lost it while we asked: then it is gone, or the server stops.
+        let record = self.get(id.as_str()).await?;
+        match record.state {
+            SandboxState::Destroyed => Ok(record),
+            _ => Err(Error::ShuttingDown),
+        }
     }
 
     /// How far a sandbox is.
-    pub async fn readiness(&self, _id: &SandboxId) -> Result<Readiness, Error> {
-        match *self.inner {}
+    ///
+    /// # Errors
+    /// [`Error::SandboxNotFound`].
+    pub async fn readiness(&self, id: &SandboxId) -> Result<Readiness, Error> {
+        let record = self.get(id.as_str()).await?;
+        let progress = self.shared.find(id).map(|handle| handle.live.borrow().progress).unwrap_or_default();
+        let ready = record.state == SandboxState::Running;
+        let components = [
+            ("command_agent", Progress::AgentAnswered),
+            ("process_control", Progress::Configured),
+            ("resource_contract", Progress::MachineStarted),
+            ("clock", Progress::Configured),
+            ("identity", Progress::Configured),
+            ("durability", Progress::DiskMade),
+            ("filesystem", Progress::AgentAnswered),
+            ("internal_probe", Progress::Configured),
+        ];
+        let components = components.map(|(name, needs)| (name, ready || progress >= needs)).to_vec();
+        Ok(Readiness { ready, state: record.state, components, last_error: record.last_error })
     }
 
     /// The record now and at each change. Of a destroyed sandbox: its last record, and the channel is closed.
-    pub async fn watch(&self, _id: &SandboxId) -> Result<watch::Receiver<Sandbox>, Error> {
-        match *self.inner {}
+    ///
+    /// # Errors
+    /// [`Error::SandboxNotFound`].
+    pub async fn watch(&self, id: &SandboxId) -> Result<watch::Receiver<Sandbox>, Error> {
+        match self.shared.find(id) {
+            Some(handle) => Ok(handle.record),
+            None => Ok(watch::channel(self.get(id.as_str()).await?).1),
+        }
     }
 
     /// Every event from now on.
     pub fn events(&self) -> broadcast::Receiver<Event> {
-        match *self.inner {}
+        self.shared.events.subscribe()
     }
 
     /// The remembered events after the one with this id, and every event from then on.
-    pub fn events_since(&self, _event_id: &str) -> (Vec<Event>, broadcast::Receiver<Event>) {
-        match *self.inner {}
+    pub fn events_since(&self, event_id: &str) -> (Vec<Event>, broadcast::Receiver<Event>) {
+        self.shared.events.since(event_id)
     }
 
-    /// The newest bytes of a sandbox's console.
-    pub async fn logs(&self, _id: &SandboxId, _bytes_max: u32) -> Result<Bytes, Error> {
-        match *self.inner {}
+    /// The newest bytes of a sandbox's console, at most 256 KiB; of one that failed, what is left of it.
+    ///
+    /// # Errors
+    /// [`Error::SandboxNotFound`], [`Error::Machine`].
+    pub async fn logs(&self, id: &SandboxId, bytes_max: u32) -> Result<Bytes, Error> {
+        let bytes_max = bytes_max.min(CONSOLE_TAIL_BYTES_MAX);
+        let handle = self.handle(id).await?;
+        let machine = handle.live.borrow().machine.clone();
+        if let Some(machine) = machine {
+            match machine.console_tail(bytes_max).await {
+                Ok(bytes) => return Ok(bytes.into()),
+                Err(machine::MachineError::Exited(_)) => {}
+                Err(source) => return Err(Error::Machine { id: id.clone(), source }),
+            }
+        }
+        let path = self.shared.config.paths.console_log(id);
+        store::blocking(move || file_tail(&path, u64::from(bytes_max))).await
     }
 
     /// Figures of a sandbox's machine.
-    pub async fn stats(&self, _id: &SandboxId) -> Result<cove_protocol::vmm::Stats, Error> {
-        match *self.inner {}
+    ///
+    /// # Errors
+    /// [`Error::SandboxNotFound`], [`Error::WrongState`] when no machine runs, [`Error::Machine`].
+    pub async fn stats(&self, id: &SandboxId) -> Result<Stats, Error> {
+        let handle = self.handle(id).await?;
+        let (machine, state) = (handle.live.borrow().machine.clone(), handle.record.borrow().state);
+        let machine =
+            machine.ok_or_else(|| Error::WrongState { id: id.clone(), state, operation: "reading figures" })?;
+        machine.stats().await.map_err(|source| Error::Machine { id: id.clone(), source })
     }
 
-    /// All templates.
+    /// All templates, the default one first.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
     pub async fn templates(&self) -> Result<Vec<Template>, Error> {
-        match *self.inner {}
+        Ok(self.shared.db.templates().await?.into_iter().map(|version| version.template).collect())
     }
 
     /// The template with this id, slug or alias.
-    pub async fn template(&self, _name: &str) -> Result<Template, Error> {
-        match *self.inner {}
+    ///
+    /// # Errors
+    /// [`Error::TemplateNotFound`].
+    pub async fn template(&self, name: &str) -> Result<Template, Error> {
+        let found = store::find(&self.shared.db, name).await?;
+        found.map(|version| version.template).ok_or_else(|| Error::TemplateNotFound(name.to_owned()))
     }
 
     /// What an idempotency key means for a request. `scope` is method, path and key; `body_hash` any digest of the body.
-    pub async fn claim(&self, _scope: &str, _body_hash: &str) -> Result<Claim, Error> {
-        match *self.inner {}
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub async fn claim(&self, scope: &str, body_hash: &str) -> Result<Claim, Error> {
+        self.shared.keys.claim(&self.shared.db, scope, body_hash).await
     }
+
+    /// The handle of a sandbox that is not gone.
+    async fn handle(&self, id: &SandboxId) -> Result<Handle, Error> {
+        match self.shared.find(id) {
+            Some(handle) => Ok(handle),
+            None => {
+                let record = self.get(id.as_str()).await?;
+                let gone = record.state == SandboxState::Destroyed;
+                Err(if gone { Error::SandboxDestroyed(id.clone()) } else { Error::ShuttingDown })
+            }
+        }
+    }
+}
+
+impl Shared {
+    pub(crate) fn add(&self, id: SandboxId, handle: Handle) {
+        self.handles().insert(id, handle);
+    }
+
+    pub(crate) fn forget(&self, id: &SandboxId) {
+        self.handles().remove(id);
+    }
+
+    pub(crate) fn next_exec_id(&self) -> String {
+        format!("exec_{}", self.exec_ids.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+
+    fn find(&self, id: &SandboxId) -> Option<Handle> {
+        self.handles().get(id).cloned()
+    }
+
+    fn handles(&self) -> std::sync::MutexGuard<'_, HashMap<SandboxId, Handle>> {
+        self.handles.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What machines are made with, if this host can run any and the server does not stop.
+    fn tools(&self) -> Result<Tools, Error> {
+        if self.stopping.is_cancelled() {
+            return Err(Error::ShuttingDown);
+        }
+        self.host.ready.clone().map_err(|problem| Error::HostNotReady { problem })
+    }
+
+    /// Looks whether there is room, and if so writes the row that takes it.
+    async fn admit(&self, sandbox: &Sandbox, template: &TemplateVersion) -> Result<driver::Channels, Error> {
+        let _one_at_a_time = self.admission.lock().await;
+        let starting = self.handles().values().filter(|h| h.record.borrow().state == SandboxState::Creating).count();
+        let data = &self.config.paths.data;
+        let room = Room::look(data, self.db.count_live().await?, starting as u64)?;
+        room.admit(&self.config.limits, data, sandbox.shape.memory_mb)?;
+        // In the list before its row is committed, so that whoever sees the row finds the driver.
+        let (handle, channels) = driver::channels(sandbox.clone());
+        self.add(sandbox.id.clone(), handle);
+        let written = self.db.begin_create(sandbox, &template.template.version, start::START_DEADLINE).await;
+        match written {
+            Ok(Some(_)) => Ok(channels),
+            Ok(None) => {
+                self.forget(&sandbox.id);
+                let name = sandbox.name.clone().unwrap_or_default();
+                let holder = self.db.sandbox_by_name(&name).await?;
+                // Destroyed just now: the caller may simply try again.
+                let holder = holder.map_or_else(|| sandbox.id.clone(), |holder| holder.id);
+                Err(Error::NameTaken { name, holder })
+            }
+            Err(error) => {
+                self.forget(&sandbox.id);
+                Err(error.into())
+            }
+        }
+    }
+}
+
+/// Forgets what is old and cuts logs that grew too long, until the engine stops.
+async fn keep_house(shared: Arc<Shared>) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep_until(Instant::now() + HOUSEKEEPING_EVERY) => {}
+            () = shared.stopping.cancelled() => return,
+        }
+        if let Err(error) = shared.db.forget_old(OffsetDateTime::now_utc()).await {
+            tracing::error!(error = &error as &dyn std::error::Error, "old records were not forgotten");
+        }
+        let ids: Vec<SandboxId> = shared.handles().keys().cloned().collect();
+        for path in ids.iter().map(|id| shared.config.paths.vmm_log(id)) {
+            // The vmm appends, so it goes on at the new end.
+            if fs::metadata(&path).is_ok_and(|found| found.len() > VMM_LOG_BYTES_MAX)
+                && let Err(error) = File::options().write(true).open(&path).and_then(|log| log.set_len(0))
+            {
+                tracing::warn!(path = %path.display(), %error, "a log was not cut");
+            }
+        }
+    }
+}
+
+/// The newest bytes of a file; nothing when it does not exist.
+fn file_tail(path: &Path, bytes_max: u64) -> Result<Bytes, Error> {
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Bytes::new()),
+        Err(error) => return Err(Error::file("read", path)(error)),
+    };
+    let failed = || Error::file("read", path);
+    let length = file.metadata().map_err(failed())?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(bytes_max))).map_err(failed())?;
+    let mut bytes = Vec::new();
+    file.take(bytes_max).read_to_end(&mut bytes).map_err(failed())?;
+    Ok(bytes.into())
 }

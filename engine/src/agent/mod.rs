@@ -5,17 +5,38 @@
 //! and that cancels it in the guest. The guest is hostile: frames are bounded, and every reply that does not fit the
 //! request is an error.
 
+mod connection;
+
+mod exec;
+
+mod files;
+
+mod ready;
+
 use std::io;
-use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
-use bytes::Bytes;
 use cove_protocol::frame::FrameError;
-use cove_protocol::guest;
-use futures_util::Stream;
-use tokio::sync::mpsc;
+use cove_protocol::guest::{Configure, Reply, Request};
+use tokio::sync::watch;
+use tokio::time::timeout;
 
+pub use self::exec::{ExecEvent, ExecInput, ExecOutput, Execution};
+pub use self::files::FileStream;
+pub(crate) use self::ready::ReadySocket;
+
+use self::connection::Pool;
 use crate::error::Error;
+use crate::sandbox::{Sandbox, SandboxId, SandboxState};
+
+/// How long the agent may take for its next frame, where it is its turn. Hosts that emulate the guest's kernel need
+/// some of it: a busy guest there takes seconds for what is milliseconds elsewhere.
+const REPLY_DEADLINE: Duration = Duration::from_secs(60);
+
+/// How long a failed connection waits for the driver to say that the machine is no more.
+const EXPLANATION_DEADLINE: Duration = Duration::from_millis(1500);
 
 /// Why the conversation with an agent failed.
 #[derive(Debug, thiserror::Error)]
@@ -44,7 +65,7 @@ pub enum AgentError {
         source: FrameError,
     },
     /// The agent sent something that does not belong there.
-    #[error("The agent answered '{request}' with an unexpected {reply}")]
+    #[error("The agent answered '{request}' with an unexpected '{reply}'")]
     Unexpected {
         /// The request.
         request: &'static str,
@@ -59,85 +80,131 @@ pub enum AgentError {
         /// Ours.
         engine: u32,
     },
-}
-
-/// What a command does.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ExecEvent {
-    /// It wrote something. Order is kept within a stream.
-    Output {
-        /// Which stream.
-        stream: guest::Stream,
-        /// The bytes.
-        data: Bytes,
+    /// Too much runs at once.
+    #[error(
+        "{operations} operations run in the sandbox, which is the most at one time, and none ended within {seconds} s"
+    )]
+    Busy {
+        /// How many may run.
+        operations: usize,
+        /// How long the engine waited.
+        seconds: u64,
     },
-    /// It ended; always the last event.
-    Exited(guest::Exit),
+    /// A listing does not end.
+    #[error("The listing has more than {max} entries; list a smaller directory or fewer levels")]
+    TooManyEntries {
+        /// The bound.
+        max: usize,
+    },
 }
 
-/// A running command. Dropping its `output` before the end kills it.
-#[derive(Debug)]
-pub struct Execution {
-    /// Its process id in the guest.
-    pub pid: i32,
-    /// What it writes, and its end.
-    pub output: ExecOutput,
-    /// Its standard input, and signals.
-    pub input: ExecInput,
-}
-
-/// The events of a command as a stream: any number of outputs, then one exit or one error.
-#[derive(Debug)]
-pub struct ExecOutput {
-    pub(crate) events: mpsc::Receiver<Result<ExecEvent, Error>>,
-}
-
-impl Stream for ExecOutput {
-    type Item = Result<ExecEvent, Error>;
-
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.events.poll_recv(context)
-    }
-}
-
-/// The way into a command; clones speak to the same command. Everything fails softly once the command ended.
+/// Speaks with one machine's agent; clones share the connections.
 #[derive(Clone, Debug)]
-pub struct ExecInput {
-    pub(crate) inputs: mpsc::Sender<guest::Input>,
+pub(crate) struct Agent {
+    shared: Arc<Shared>,
 }
 
-impl ExecInput {
-    /// Bytes for standard input, in chunks of any size. Returns once they are queued; false when the command ended.
-    pub async fn data(&self, bytes: Bytes) -> bool {
-        for chunk in bytes.chunks(guest::CHUNK_BYTES_MAX) {
-            if self.inputs.send(guest::Input::Data(chunk.to_vec().into())).await.is_err() {
-                return false;
-            }
-        }
-        true
-    }
-
-    /// Closes standard input; false when the command ended.
-    pub async fn end(&self) -> bool {
-        self.inputs.send(guest::Input::End).await.is_ok()
-    }
-
-    /// Sends a signal number to the command's process group; false when the command ended.
-    pub async fn signal(&self, number: i32) -> bool {
-        self.inputs.send(guest::Input::Signal(number)).await.is_ok()
-    }
-}
-
-/// The bytes of a file as a stream; ends early with an error when the file cannot be read to its end.
 #[derive(Debug)]
-pub struct FileStream {
-    pub(crate) chunks: mpsc::Receiver<Result<Bytes, Error>>,
+struct Shared {
+    sandbox: SandboxId,
+    pool: Pool,
+    /// Tells whether a connection broke because the machine is no more.
+    record: watch::Receiver<Sandbox>,
 }
 
-impl Stream for FileStream {
-    type Item = Result<Bytes, Error>;
+impl Agent {
+    /// An agent behind the vsock socket of a machine. Connects when it has something to ask.
+    pub(crate) fn new(socket: PathBuf, record: watch::Receiver<Sandbox>) -> Self {
+        let sandbox = record.borrow().id.clone();
+        Self { shared: Arc::new(Shared { sandbox, pool: Pool::new(socket), record }) }
+    }
 
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.chunks.poll_recv(context)
+    /// Checks that the agent is there and speaks our version.
+    pub(crate) async fn hello(&self, within: Duration) -> Result<(), AgentError> {
+        match self.ask(&Request::Hello, within).await? {
+            Answer::Reply(Reply::Hello { version, .. }) => check_version(version),
+            Answer::Reply(other) => Err(unexpected("hello", &other)),
+            Answer::Refused { .. } => Err(AgentError::Unexpected { request: "hello", reply: "error" }),
+        }
+    }
+
+    /// Gives the machine its name, its clock and the sandbox's environment.
+    pub(crate) async fn configure(&self, configure: Configure) -> Result<(), Error> {
+        self.ask_for_done(&Request::Configure(configure)).await
+    }
+
+    /// Asks what is answered by one final reply.
+    async fn ask(&self, request: &Request, within: Duration) -> Result<Answer, AgentError> {
+        let name = request.name();
+        let mut connection = self.shared.pool.open().await?;
+        connection.send(name, request).await?;
+        let reply: Reply = connection.receive(name, within).await?;
+        if reply.is_final(request) {
+            connection.give_back();
+        }
+        Ok(Answer::from(reply))
+    }
+
+    /// Asks what is answered by `Done`.
+    async fn ask_for_done(&self, request: &Request) -> Result<(), Error> {
+        match self.ask(request, REPLY_DEADLINE).await {
+            Ok(Answer::Reply(Reply::Done)) => Ok(()),
+            Ok(Answer::Reply(other)) => Err(self.explain(unexpected(request.name(), &other)).await),
+            Ok(Answer::Refused { kind, message }) => Err(Error::Guest { kind, message }),
+            Err(error) => Err(self.explain(error).await),
+        }
+    }
+
+    /// What a caller is told: that the sandbox failed or was destroyed, if that is why its connection broke.
+    async fn explain(&self, error: AgentError) -> Error {
+        let id = self.shared.sandbox.clone();
+        let mut record = self.shared.record.clone();
+        let gone = |sandbox: &Sandbox| !matches!(sandbox.state, SandboxState::Creating | SandboxState::Running);
+        let broken = matches!(error, AgentError::Connect(_) | AgentError::Closed(_) | AgentError::Frame { .. });
+        if broken && let Ok(Ok(sandbox)) = timeout(EXPLANATION_DEADLINE, record.wait_for(gone)).await {
+            return match sandbox.state {
+                SandboxState::Destroying | SandboxState::Destroyed => Error::SandboxDestroyed(id),
+                _ => Error::SandboxFailed { id, reason: sandbox.last_error.clone().unwrap_or_default() },
+            };
+        }
+        Error::Agent { id, source: error }
     }
 }
+
+/// A reply that may be a refusal.
+enum Answer {
+    Reply(Reply),
+    Refused { kind: cove_protocol::guest::ErrorKind, message: String },
+}
+
+impl From<Reply> for Answer {
+    fn from(reply: Reply) -> Self {
+        match reply {
+            Reply::Error { kind, message } => Answer::Refused { kind, message },
+            other => Answer::Reply(other),
+        }
+    }
+}
+
+fn check_version(agent: u32) -> Result<(), AgentError> {
+    let engine = cove_protocol::VERSION;
+    if agent == engine { Ok(()) } else { Err(AgentError::Version { agent, engine }) }
+}
+
+fn unexpected(request: &'static str, reply: &Reply) -> AgentError {
+    let reply = match reply {
+        Reply::Hello { .. } => "hello",
+        Reply::Started { .. } => "started",
+        Reply::Output { .. } => "output",
+        Reply::Exited(_) => "exited",
+        Reply::Data(_) => "data",
+        Reply::Entries(_) => "entries",
+        Reply::FileInfo(_) => "file_info",
+        Reply::Done => "done",
+        Reply::Error { .. } => "error",
+    };
+    AgentError::Unexpected { request, reply }
+}
+
+#[cfg(test)]
+mod tests;

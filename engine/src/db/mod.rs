@@ -1,4 +1,37 @@
-//! SQLite: the only module with SQL.
+//! SQLite: rows to types and back. The only module with SQL.
+//!
+//! One file beside the disks, in WAL mode with full synchronisation: what was committed survives the loss of power.
+//! Statements are checked when they run, by the tests of this module, so that a build needs no database. The SQL is kept
+//! portable: no SQLite functions, times as integers, JSON as text.
+
+mod idempotency;
+
+mod operations;
+
+mod sandboxes;
+
+mod templates;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
+use sqlx::{Row, SqlitePool};
+use time::OffsetDateTime;
+
+pub(crate) use operations::{OperationKind, Outcome};
+pub(crate) use sandboxes::MachineRow;
+pub(crate) use templates::TemplateVersion;
+
+/// Connections: SQLite has one writer at a time, the others read.
+const CONNECTIONS_MAX: u32 = 4;
+
+/// How long a statement waits for another's lock.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long destroyed sandboxes and idempotency keys are remembered.
+pub(crate) const RETENTION: time::Duration = time::Duration::hours(24);
 
 /// SQLite failed, or holds something that this version cannot read.
 #[derive(Debug, thiserror::Error)]
@@ -7,7 +40,7 @@ pub enum DbError {
     #[error("Cannot open the database {path}")]
     Open {
         /// The database file.
-        path: std::path::PathBuf,
+        path: PathBuf,
         /// What SQLite says.
         #[source]
         source: sqlx::Error,
@@ -22,11 +55,106 @@ pub enum DbError {
         source: sqlx::Error,
     },
     /// A row holds a value that this version cannot read.
-    #[error("The database holds {value} as {column}, which this version cannot read")]
+    #[error("The database holds '{value}' as {column}, which this version cannot read")]
     Value {
-        /// Table and column.
+        /// The column.
         column: &'static str,
         /// The value, shortened.
         value: String,
     },
 }
+
+/// The database; clones share it.
+#[derive(Clone, Debug)]
+pub(crate) struct Db {
+    pool: SqlitePool,
+}
+
+impl Db {
+    /// Opens the file, makes it if need be, and brings it to this version's form.
+    pub(crate) async fn open(path: &Path) -> Result<Self, DbError> {
+        let failed = |source| DbError::Open { path: path.into(), source };
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .busy_timeout(BUSY_TIMEOUT);
+        let pool =
+            SqlitePoolOptions::new().max_connections(CONNECTIONS_MAX).connect_with(options).await.map_err(failed)?;
+        sqlx::migrate!().run(&pool).await.map_err(|error| failed(error.into()))?;
+        Ok(Self { pool })
+    }
+
+    /// Waits for what runs and closes the file.
+    pub(crate) async fn close(&self) {
+        self.pool.close().await;
+    }
+
+    /// A transaction that takes the write lock at once, so that it never fails half-way for want of it.
+    async fn begin(&self) -> Result<sqlx::Transaction<'static, sqlx::Sqlite>, DbError> {
+        self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(query("begin a transaction"))
+    }
+}
+
+/// For `map_err` on statements; `action` completes "The database failed to".
+fn query(action: &'static str) -> impl FnOnce(sqlx::Error) -> DbError {
+    move |source| DbError::Query { action, source }
+}
+
+/// One column of a row.
+fn get<'r, T>(row: &'r SqliteRow, column: &'static str) -> Result<T, DbError>
+where
+    T: sqlx::Decode<'r, sqlx::Sqlite> + sqlx::Type<sqlx::Sqlite>,
+{
+    row.try_get(column).map_err(query("read a column"))
+}
+
+/// An integer column as an unsigned or smaller type.
+fn number<T: TryFrom<i64>>(row: &SqliteRow, column: &'static str) -> Result<T, DbError> {
+    let value: i64 = get(row, column)?;
+    T::try_from(value).map_err(|_| unreadable(column, &value.to_string()))
+}
+
+fn optional_number<T: TryFrom<i64>>(row: &SqliteRow, column: &'static str) -> Result<Option<T>, DbError> {
+    let value: Option<i64> = get(row, column)?;
+    value.map(|value| T::try_from(value).map_err(|_| unreadable(column, &value.to_string()))).transpose()
+}
+
+/// A column that holds JSON.
+fn json<T: DeserializeOwned>(row: &SqliteRow, column: &'static str) -> Result<T, DbError> {
+    let text: String = get(row, column)?;
+    serde_json::from_str(&text).map_err(|_| unreadable(column, &text))
+}
+
+/// `value` as the text of a JSON column. Serialising maps with text keys and plain values cannot fail.
+fn json_text<T: serde::Serialize>(value: &T) -> String {
+    serde_json::to_string(value).unwrap_or_default()
+}
+
+fn instant(row: &SqliteRow, column: &'static str) -> Result<OffsetDateTime, DbError> {
+    let value: i64 = get(row, column)?;
+    from_microseconds(value).ok_or_else(|| unreadable(column, &value.to_string()))
+}
+
+fn optional_instant(row: &SqliteRow, column: &'static str) -> Result<Option<OffsetDateTime>, DbError> {
+    let value: Option<i64> = get(row, column)?;
+    value.map(|value| from_microseconds(value).ok_or_else(|| unreadable(column, &value.to_string()))).transpose()
+}
+
+fn from_microseconds(value: i64) -> Option<OffsetDateTime> {
+    OffsetDateTime::from_unix_timestamp_nanos(i128::from(value) * 1000).ok()
+}
+
+/// Microseconds since 1970.
+fn microseconds(at: OffsetDateTime) -> i64 {
+    i64::try_from(at.unix_timestamp_nanos() / 1000).unwrap_or(i64::MAX)
+}
+
+fn unreadable(column: &'static str, value: &str) -> DbError {
+    DbError::Value { column, value: value.chars().take(80).collect() }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,10 +1,37 @@
 //! One machine as the engine sees it: a `vmm` process, its control socket, its end.
+//!
+//! The process outlives the server. What is lost with a server is only its view: [`Machine::attach`] gives it back.
 
-use std::io;
-use std::path::PathBuf;
+pub(crate) mod process;
+
+pub(crate) mod control;
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use cove_protocol::frame::FrameError;
-use cove_protocol::vmm::ErrorKind;
+use cove_protocol::vmm::{ErrorKind, ExitReason, MachineSpec, Stats};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use self::control::{Control, Listening, Started};
+use self::process::{Process, ProcessEnd};
+use crate::db::MachineRow;
+use crate::host::Tools;
+
+/// How long a killed process may take to be gone; the kernel has to give back its memory first.
+const KILL_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How long the reason that a vmm gives may come after its end.
+const REASON_DEADLINE: Duration = Duration::from_millis(200);
+
+/// Newest bytes of a log that go into the reason of a failure.
+const LOG_TAIL_BYTES: u64 = 600;
 
 /// Why a machine could not be started or asked something.
 #[derive(Debug, thiserror::Error)]
@@ -82,4 +109,195 @@ pub enum MachineError {
     /// The process ended.
     #[error("{0}")]
     Exited(String),
+}
+
+/// A machine's process and sockets.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    process: Process,
+    control: PathBuf,
+    vmm_log: PathBuf,
+    console_log: PathBuf,
+    /// What the vmm says about its end; closed without a value when it says nothing.
+    reason: watch::Receiver<Option<ExitReason>>,
+    reason_sender: watch::Sender<Option<ExitReason>>,
+}
+
+/// Where a machine's files are.
+#[derive(Clone, Debug)]
+pub(crate) struct MachineFiles {
+    pub(crate) control: PathBuf,
+    pub(crate) vmm_log: PathBuf,
+    pub(crate) console_log: PathBuf,
+}
+
+impl Machine {
+    /// Starts the process. `start` is to follow, on the control connection that `Listening` gives.
+    pub(crate) fn spawn(tools: &Tools, files: MachineFiles) -> Result<(Self, Listening), MachineError> {
+        let listening = Listening::watch(&files.control)?;
+        let process = Process::spawn(tools, &files.control, &files.vmm_log)?;
+        Ok((Self::of(process, files), listening))
+    }
+
+    /// The machine that an earlier server started, if its process is alive.
+    pub(crate) fn attach(identity: MachineRow, files: MachineFiles) -> io::Result<Option<Self>> {
+        Ok(Process::attach(identity, &files.control)?.map(|process| Self::of(process, files)))
+    }
+
+    fn of(process: Process, files: MachineFiles) -> Self {
+        let (reason_sender, reason) = watch::channel(None);
+        let MachineFiles { control, vmm_log, console_log } = files;
+        Self { process, control, vmm_log, console_log, reason, reason_sender }
+    }
+
+    /// Boots the machine and begins to listen for what it says of its end.
+    pub(crate) async fn start(&self, listening: Listening, spec: MachineSpec) -> Result<Started, MachineError> {
+        let started = self.or_ended(async {
+            let mut control = listening.connect().await?;
+            control.start(spec).await
+        });
+        let started = started.await?;
+        self.listen_for_the_end().await?;
+        Ok(started)
+    }
+
+    /// Begins to listen for what the machine says of its end.
+    pub(crate) async fn listen_for_the_end(&self) -> Result<(), MachineError> {
+        let ending = self.or_ended(async { Control::connect(&self.control).await?.subscribe().await }).await?;
+        let sender = self.reason_sender.clone();
+        tokio::spawn(async move {
+            if let Some(reason) = ending.reason().await {
+                sender.send_replace(Some(reason));
+            }
+        });
+        Ok(())
+    }
+
+    /// `work`, or the reason why the process ended before it was done.
+    pub(crate) async fn or_ended<T>(
+        &self,
+        work: impl Future<Output = Result<T, MachineError>>,
+    ) -> Result<T, MachineError> {
+        tokio::select! {
+            result = work => match result {
+                // A connection that breaks is mostly the first sign of the process's end, which says more.
+                Err(error @ (MachineError::Connect { .. } | MachineError::Frame { .. })) => {
+                    match timeout(REASON_DEADLINE, self.ended()).await {
+                        Ok(reason) => Err(MachineError::Exited(reason)),
+                        Err(_) => Err(error),
+                    }
+                }
+                other => other,
+            },
+            reason = self.ended() => Err(MachineError::Exited(reason)),
+        }
+    }
+
+    /// What to note in the database.
+    pub(crate) fn identity(&self) -> MachineRow {
+        self.process.identity()
+    }
+
+    /// Returns when the process ended, with a sentence about why: what the vmm said, how its process ended, and the last
+    /// words of its log.
+    pub(crate) async fn ended(&self) -> String {
+        let end = self.process.ended().await;
+        let mut reason = self.reason.clone();
+        let said = timeout(REASON_DEADLINE, reason.wait_for(Option::is_some)).await;
+        let said = said.ok().and_then(Result::ok).and_then(|reason| reason.clone());
+        let tail = log_tail(&self.vmm_log, LOG_TAIL_BYTES);
+        sentence(said.as_ref(), end, &tail)
+    }
+
+    pub(crate) async fn stats(&self) -> Result<Stats, MachineError> {
+        self.or_ended(async { Control::connect(&self.control).await?.stats().await }).await
+    }
+
+    pub(crate) async fn console_tail(&self, bytes_max: u32) -> Result<Vec<u8>, MachineError> {
+        self.or_ended(async { Control::connect(&self.control).await?.console_tail(bytes_max).await }).await
+    }
+
+    /// The newest bytes of the console's log file, for the reason of a failure.
+    pub(crate) fn console_log_tail(&self) -> String {
+        log_tail(&self.console_log, LOG_TAIL_BYTES)
+    }
+
+    /// Pulls the plug. Returns when the process is gone; nothing when it already is.
+    pub(crate) async fn kill(&self) -> Result<(), MachineError> {
+        self.process.kill();
+        match timeout(KILL_DEADLINE, self.process.ended()).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(MachineError::Deadline { request: "kill", seconds: KILL_DEADLINE.as_secs() }),
+        }
+    }
+}
+
+/// Lets one wait until a descriptor is readable.
+#[expect(
+    deprecated,
+    reason = "the safe constructor is deprecated for types whose descriptor may change; an OwnedFd's cannot"
+)]
+fn readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::with_interest(fd, Interest::READABLE)
+}
+
+/// Why a machine ended, as one sentence.
+fn sentence(said: Option<&ExitReason>, end: ProcessEnd, log_tail: &str) -> String {
+    let mut text = match said {
+        Some(ExitReason::Stopped) => "the machine was stopped".to_owned(),
+        Some(ExitReason::PowerOff) => "the guest powered off".to_owned(),
+        Some(ExitReason::Reset) => "the guest asked for a reset".to_owned(),
+        Some(ExitReason::GuestFault(what)) => format!("the guest failed: {what}"),
+        Some(ExitReason::HostFault(what)) => format!("the machine failed: {what}"),
+        None => end.to_string(),
+    };
+    let clean = matches!(said, Some(ExitReason::Stopped | ExitReason::PowerOff | ExitReason::Reset));
+    if !clean && !log_tail.is_empty() {
+        text.push_str("; the end of its log: ");
+        text.push_str(log_tail);
+    }
+    text
+}
+
+/// The newest whole lines of a log, at most `bytes_max`; empty when there are none.
+fn log_tail(path: &Path, bytes_max: u64) -> String {
+    let read = || -> io::Result<Vec<u8>> {
+        let mut file = File::open(path)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(bytes_max)))?;
+        let mut bytes = Vec::new();
+        file.take(bytes_max).read_to_end(&mut bytes)?;
+        // The first line is cut, unless the whole log is here.
+        if length > bytes_max
+            && let Some(end) = bytes.iter().position(|byte| *byte == b'\n')
+        {
+            bytes.drain(..=end);
+        }
+        Ok(bytes)
+    };
+    String::from_utf8_lossy(&read().unwrap_or_default()).trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reason_names_what_is_known() {
+        let text = sentence(None, ProcessEnd::Signal(9), "last words");
+        assert_eq!(text, "the vmm process was killed by signal 9; the end of its log: last words");
+        assert_eq!(sentence(Some(&ExitReason::PowerOff), ProcessEnd::Code(0), "x"), "the guest powered off");
+        let fault = ExitReason::GuestFault("triple fault".into());
+        assert_eq!(sentence(Some(&fault), ProcessEnd::Code(1), ""), "the guest failed: triple fault");
+    }
+
+    #[test]
+    fn a_tail_is_whole_lines() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        assert_eq!(log_tail(&path, 10), "");
+        std::fs::write(&path, "first\nsecond\nthird\n").unwrap();
+        assert_eq!(log_tail(&path, 100), "first\nsecond\nthird");
+        assert_eq!(log_tail(&path, 15), "second\nthird");
+    }
 }

@@ -3,7 +3,12 @@
 //! Sandboxes are thin: a machine takes memory as its guest touches it and disk as its guest writes. So what counts is
 //! what the host really has left now, what a fresh machine really needs, and a reserve, not the nominal sizes.
 
-use std::path::PathBuf;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::config::EngineLimits;
+use crate::error::Error;
 
 /// What is short, how much is needed, how much there is, and what to do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -47,4 +52,101 @@ pub enum AdmissionError {
         /// The bound.
         max: u64,
     },
+}
+
+/// What the host has, and what is promised of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Room {
+    /// `MemAvailable` of /proc/meminfo, in MiB.
+    pub(crate) memory_available_mib: u64,
+    /// Free for us on the data directory's file system, in MiB.
+    pub(crate) disk_available_mib: u64,
+    /// Sandboxes that are not destroyed.
+    pub(crate) live: u64,
+    /// Sandboxes that are starting: what they need is not taken yet.
+    pub(crate) starting: u64,
+}
+
+impl Room {
+    /// Looks.
+    pub(crate) fn look(data_dir: &Path, live: u64, starting: u64) -> Result<Self, Error> {
+        let path = Path::new("/proc/meminfo");
+        let text = fs::read_to_string(path).map_err(Error::file("read", path))?;
+        let malformed = || Error::file("understand", path)(io::ErrorKind::InvalidData.into());
+        let memory_available_mib = memory_available_mib(&text).ok_or_else(malformed)?;
+        let disk = rustix::fs::statvfs(data_dir).map_err(|errno| Error::file("look at", data_dir)(errno.into()))?;
+        let disk_available_mib = disk.f_bavail.saturating_mul(disk.f_frsize) >> 20;
+        Ok(Self { memory_available_mib, disk_available_mib, live, starting })
+    }
+
+    /// Says whether one more sandbox with `memory_mib` of memory fits.
+    pub(crate) fn admit(&self, limits: &EngineLimits, data_dir: &Path, memory_mib: u32) -> Result<(), AdmissionError> {
+        if self.live >= limits.sandboxes_max {
+            return Err(AdmissionError::Count { count: self.live, max: limits.sandboxes_max });
+        }
+        let needed_mib = limits.machine_memory_mib.min(u64::from(memory_mib));
+        let promised_mib = self.starting * limits.machine_memory_mib;
+        if self.memory_available_mib < needed_mib + promised_mib + limits.memory_reserve_mib {
+            return Err(AdmissionError::Memory {
+                available_mib: self.memory_available_mib,
+                promised_mib,
+                needed_mib,
+                reserve_mib: limits.memory_reserve_mib,
+            });
+        }
+        let needed_mib = limits.machine_disk_mib * (1 + self.starting);
+        if self.disk_available_mib < needed_mib + limits.disk_reserve_mib {
+            return Err(AdmissionError::Disk {
+                directory: data_dir.into(),
+                available_mib: self.disk_available_mib,
+                needed_mib,
+                reserve_mib: limits.disk_reserve_mib,
+            });
+        }
+        Ok(())
+    }
+}
+
+fn memory_available_mib(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib >> 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn admit(room: Room) -> Result<(), AdmissionError> {
+        room.admit(&EngineLimits::default(), Path::new("/data"), 512)
+    }
+
+    const PLENTY: Room = Room { memory_available_mib: 1 << 20, disk_available_mib: 1 << 20, live: 0, starting: 0 };
+
+    #[test]
+    fn what_is_short_is_said_with_figures_and_what_to_do() {
+        assert_eq!(admit(PLENTY), Ok(()));
+        let error = admit(Room { memory_available_mib: 700, ..PLENTY }).unwrap_err().to_string();
+        for part in ["700 MiB of memory available", "needs 256 MiB", "512 MiB stay in reserve", "Destroy a sandbox"] {
+            assert!(error.contains(part), "{error}");
+        }
+        let error = admit(Room { disk_available_mib: 1000, ..PLENTY }).unwrap_err().to_string();
+        assert!(error.contains("/data has 1000 MiB free"), "{error}");
+        let error = admit(Room { live: 256, ..PLENTY }).unwrap_err().to_string();
+        assert!(error.contains("256 sandboxes"), "{error}");
+    }
+
+    #[test]
+    fn sandboxes_that_are_starting_have_their_memory_promised() {
+        assert!(admit(Room { memory_available_mib: 1300, starting: 2, ..PLENTY }).is_ok());
+        assert!(admit(Room { memory_available_mib: 1200, starting: 2, ..PLENTY }).is_err());
+    }
+
+    #[test]
+    fn this_host_has_memory_and_disk() {
+        let room = Room::look(Path::new("/"), 0, 0).unwrap();
+        assert!(room.memory_available_mib > 0, "{room:?}");
+        assert_eq!(memory_available_mib("MemFree: 1 kB\nMemAvailable:   2048 kB\n"), Some(2));
+        assert_eq!(memory_available_mib("MemFree: 1 kB\n"), None);
+    }
 }

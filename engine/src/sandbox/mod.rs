@@ -2,10 +2,21 @@
 
 pub mod state;
 
+pub mod spec;
+
 pub mod admission;
+
+pub(crate) mod start;
+
+pub(crate) mod driver;
+
+pub(crate) mod recovery;
+
+mod inside;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -25,6 +36,21 @@ impl SandboxId {
             && rest.len() <= 40
             && rest.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
         fine.then(|| Self(text.to_owned()))
+    }
+
+    /// A fresh id: 80 random bits.
+    pub(crate) fn generate() -> Self {
+        const LETTERS: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+        let mut random = [0; 16];
+        let mut filled = 0;
+        while filled < random.len() {
+            // Without flags this only fails when a signal comes first, or before Linux 3.17.
+            filled +=
+                rustix::rand::getrandom(&mut random[filled..], rustix::rand::GetRandomFlags::empty()).unwrap_or(0);
+        }
+        Self(random.iter().fold("sbx_".to_owned(), |id, byte| {
+            id + char::from(LETTERS[usize::from(byte % 32)]).encode_utf8(&mut [0; 4])
+        }))
     }
 
     /// The id as text.
@@ -67,6 +93,20 @@ pub struct Shape {
 }
 
 impl Size {
+    /// Every size, smallest first.
+    pub const ALL: [Size; 5] = [Size::Xs, Size::Small, Size::Medium, Size::Large, Size::Xl];
+
+    /// The word of the API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Size::Xs => "xs",
+            Size::Small => "small",
+            Size::Medium => "medium",
+            Size::Large => "large",
+            Size::Xl => "xl",
+        }
+    }
+
     /// The size's shape.
     pub fn shape(self) -> Shape {
         let (cpu_count, memory_gib, disk_gib) = match self {
@@ -77,6 +117,19 @@ impl Size {
             Size::Xl => (16, 32, 200),
         };
         Shape { cpu_count, memory_mb: memory_gib << 10, disk_size_mb: disk_gib << 10 }
+    }
+}
+
+/// The text is not the name of a size.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("'{0}' is not a size; the sizes are xs, small, medium, large and xl")]
+pub struct UnknownSize(pub String);
+
+impl FromStr for Size {
+    type Err = UnknownSize;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::ALL.into_iter().find(|size| size.as_str() == text).ok_or_else(|| UnknownSize(text.to_owned()))
     }
 }
 
@@ -194,6 +247,19 @@ impl Sandbox {
 pub enum BootPath {
     /// Booted from its disk.
     Cold,
+}
+
+impl BootPath {
+    /// The word of the API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            BootPath::Cold => "cold",
+        }
+    }
+
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        (text == "cold").then_some(BootPath::Cold)
+    }
 }
 
 /// Which sandboxes to list; every field that is set must match.

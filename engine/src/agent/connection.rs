@@ -1,0 +1,127 @@
+//! Connections to an agent: the handshake with the vmm, the pool of those at rest, the bound on those in use.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use cove_protocol::guest::{Reply, Request};
+use cove_protocol::vmm::AGENT_PORT;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+
+use super::{AgentError, REPLY_DEADLINE};
+use crate::framed::Framed;
+
+/// Operations at one time. With the connections at rest this stays within the 64 that an agent takes.
+const OPERATIONS_MAX: usize = 60;
+
+/// Connections kept at rest.
+const IDLE_MAX: usize = 4;
+
+/// How long an operation waits for its turn.
+const TURN_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How long the guest may take to accept a connection.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Longest answer to `CONNECT`: `OK <u32>\n`.
+const ANSWER_BYTES_MAX: usize = 32;
+
+/// The connections to one agent.
+#[derive(Debug)]
+pub(super) struct Pool {
+    socket: PathBuf,
+    idle: Arc<Mutex<Vec<Framed>>>,
+    turns: Arc<Semaphore>,
+}
+
+/// A connection that carries one operation. Dropped, it is closed, unless it was given back.
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub(super) framed: Framed,
+    idle: Arc<Mutex<Vec<Framed>>>,
+    _turn: OwnedSemaphorePermit,
+}
+
+impl Pool {
+    pub(super) fn new(socket: PathBuf) -> Self {
+        Self { socket, idle: Arc::default(), turns: Arc::new(Semaphore::new(OPERATIONS_MAX)) }
+    }
+
+    /// A connection at rest, or a new one.
+    pub(super) async fn open(&self) -> Result<Connection, AgentError> {
+        let busy = || AgentError::Busy { operations: OPERATIONS_MAX, seconds: TURN_DEADLINE.as_secs() };
+        let turn = timeout(TURN_DEADLINE, Arc::clone(&self.turns).acquire_owned()).await;
+        // The semaphore is never closed.
+        let turn = turn.map_err(|_| busy())?.map_err(|_| busy())?;
+        let framed = match self.take_idle() {
+            Some(framed) => framed,
+            None => connect(&self.socket).await?,
+        };
+        Ok(Connection { framed, idle: Arc::clone(&self.idle), _turn: turn })
+    }
+
+    fn take_idle(&self) -> Option<Framed> {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        std::iter::from_fn(|| idle.pop()).find(|framed| framed.reader.is_at_rest())
+    }
+}
+
+impl Connection {
+    /// The operation ended cleanly: the connection may carry the next one.
+    pub(super) fn give_back(self) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < IDLE_MAX {
+            idle.push(self.framed);
+        }
+    }
+
+    pub(super) async fn send(&mut self, name: &'static str, request: &Request) -> Result<(), AgentError> {
+        match timeout(REPLY_DEADLINE, self.framed.writer.write(request)).await {
+            Ok(result) => result.map_err(|source| AgentError::Frame { request: name, source }),
+            Err(_) => Err(AgentError::Deadline { request: name, seconds: REPLY_DEADLINE.as_secs() }),
+        }
+    }
+
+    pub(super) async fn receive(&mut self, name: &'static str, within: Duration) -> Result<Reply, AgentError> {
+        match timeout(within, self.framed.reader.read()).await {
+            Ok(Ok(Some(reply))) => Ok(reply),
+            Ok(Ok(None)) => Err(AgentError::Closed(name)),
+            Ok(Err(source)) => Err(AgentError::Frame { request: name, source }),
+            Err(_) => Err(AgentError::Deadline { request: name, seconds: within.as_secs() }),
+        }
+    }
+}
+
+/// Asks the vmm for a stream to the agent (`protocol::vmm::VsockSpec`).
+async fn connect(socket: &Path) -> Result<Framed, AgentError> {
+    let handshake = async {
+        let mut stream = UnixStream::connect(socket).await?;
+        stream.write_all(format!("CONNECT {AGENT_PORT}\n").as_bytes()).await?;
+        let mut answer = Vec::new();
+        loop {
+            let mut bytes = [0; ANSWER_BYTES_MAX];
+            let count = stream.read(&mut bytes).await?;
+            if count == 0 {
+                return Err(io::ErrorKind::ConnectionReset.into());
+            }
+            answer.extend_from_slice(&bytes[..count]);
+            if let Some(end) = answer.iter().position(|byte| *byte == b'\n') {
+                if !answer.starts_with(b"OK ") {
+                    return Err(io::ErrorKind::InvalidData.into());
+                }
+                return Ok(Framed::new(stream, &answer[end + 1..]));
+            }
+            if answer.len() > ANSWER_BYTES_MAX {
+                return Err(io::Error::from(io::ErrorKind::InvalidData));
+            }
+        }
+    };
+    match timeout(CONNECT_DEADLINE, handshake).await {
+        Ok(result) => result.map_err(AgentError::Connect),
+        Err(_) => Err(AgentError::Connect(io::ErrorKind::TimedOut.into())),
+    }
+}

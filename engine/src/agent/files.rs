@@ -1,0 +1,234 @@
+//! Files through the agent: streamed in chunks, whatever their size.
+
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use cove_protocol::frame::FrameError;
+use cove_protocol::guest::{CHUNK_BYTES_MAX, Entry, Input, Reply, Request};
+use futures_util::{Stream, StreamExt};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tracing::Instrument;
+
+use super::connection::Connection;
+use super::{Agent, AgentError, Answer, REPLY_DEADLINE, unexpected};
+use crate::error::{BoxError, Error};
+use crate::framed::FrameWriter;
+
+/// Chunks of a file that wait for their taker.
+const CHUNKS_QUEUED_MAX: usize = 4;
+
+/// Most entries of one listing that are held.
+const ENTRIES_MAX: usize = 100_000;
+
+/// The bytes of a file as a stream; ends early with an error when the file cannot be read to its end.
+#[derive(Debug)]
+pub struct FileStream {
+    chunks: mpsc::Receiver<Result<Bytes, Error>>,
+}
+
+impl Stream for FileStream {
+    type Item = Result<Bytes, Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.chunks.poll_recv(context)
+    }
+}
+
+impl Agent {
+    pub(crate) async fn read_file(&self, path: &str) -> Result<(Entry, FileStream), Error> {
+        let begun = self.begin_read(path).await;
+        let (connection, entry) = match begun {
+            Ok(Ok(begun)) => begun,
+            Ok(Err(refused)) => return Err(refused),
+            Err(error) => return Err(self.explain(error).await),
+        };
+        let (sender, chunks) = mpsc::channel(CHUNKS_QUEUED_MAX);
+        let agent = self.clone();
+        let task = async move {
+            let result = tokio::select! {
+                result = pass_chunks(connection, &sender) => result,
+                () = sender.closed() => return,
+            };
+            let error = match result {
+                Ok(None) => return,
+                Ok(Some(refused)) => refused,
+                Err(error) => agent.explain(error).await,
+            };
+            let _ = sender.send(Err(error)).await;
+        };
+        tokio::spawn(task.in_current_span());
+        Ok((entry, FileStream { chunks }))
+    }
+
+    async fn begin_read(&self, path: &str) -> Result<Result<(Connection, Entry), Error>, AgentError> {
+        let mut connection = self.shared.pool.open().await?;
+        connection.send("read_file", &Request::ReadFile { path: path.to_owned() }).await?;
+        match connection.receive("read_file", REPLY_DEADLINE).await? {
+            Reply::FileInfo(entry) => Ok(Ok((connection, entry))),
+            Reply::Error { kind, message } => {
+                connection.give_back();
+                Ok(Err(Error::Guest { kind, message }))
+            }
+            other => Err(unexpected("read_file", &other)),
+        }
+    }
+
+    /// Writes a file, all or nothing; returns its length in bytes.
+    pub(crate) async fn write_file<S>(&self, path: &str, mode: u32, content: S) -> Result<u64, Error>
+    where
+        S: Stream<Item = Result<Bytes, BoxError>> + Send,
+    {
+        match self.send_file(path, mode, content).await {
+            Ok(bytes) => Ok(bytes),
+            Err(WriteError::Refused(error)) => Err(error),
+            Err(WriteError::Agent(error)) => Err(self.explain(error).await),
+            Err(WriteError::Content(source)) => {
+                Err(Error::Upload { id: self.shared.sandbox.clone(), path: path.to_owned(), source })
+            }
+        }
+    }
+
+    async fn send_file<S>(&self, path: &str, mode: u32, content: S) -> Result<u64, WriteError>
+    where
+        S: Stream<Item = Result<Bytes, BoxError>> + Send,
+    {
+        const NAME: &str = "write_file";
+        let mut connection = self.shared.pool.open().await?;
+        connection.send(NAME, &Request::WriteFile { path: path.to_owned(), mode }).await?;
+        // The agent may refuse before all is sent, and then takes no more.
+        let sent = tokio::select! {
+            reply = connection.framed.reader.read::<Reply>() => Err(reply),
+            sent = send_content(&mut connection.framed.writer, content) => Ok(sent?),
+        };
+        let (bytes, reply) = match sent {
+            Ok(bytes) => (Some(bytes), connection.receive(NAME, REPLY_DEADLINE).await?),
+            Err(Ok(Some(reply))) => (None, reply),
+            Err(Ok(None)) => return Err(AgentError::Closed(NAME).into()),
+            Err(Err(source)) => return Err(AgentError::Frame { request: NAME, source }.into()),
+        };
+        match (bytes, reply) {
+            (Some(bytes), Reply::Done) => {
+                connection.give_back();
+                Ok(bytes)
+            }
+            (_, Reply::Error { kind, message }) => Err(WriteError::Refused(Error::Guest { kind, message })),
+            (_, other) => Err(unexpected(NAME, &other).into()),
+        }
+    }
+
+    pub(crate) async fn list(&self, path: &str, depth: u32) -> Result<Vec<Entry>, Error> {
+        match self.receive_list(path, depth).await {
+            Ok(result) => result,
+            Err(error) => Err(self.explain(error).await),
+        }
+    }
+
+    async fn receive_list(&self, path: &str, depth: u32) -> Result<Result<Vec<Entry>, Error>, AgentError> {
+        let mut connection = self.shared.pool.open().await?;
+        connection.send("list", &Request::List { path: path.to_owned(), depth }).await?;
+        let mut all = Vec::new();
+        loop {
+            match connection.receive("list", REPLY_DEADLINE).await? {
+                Reply::Entries(entries) => all.extend(entries),
+                Reply::Done => {
+                    connection.give_back();
+                    return Ok(Ok(all));
+                }
+                Reply::Error { kind, message } => {
+                    connection.give_back();
+                    return Ok(Err(Error::Guest { kind, message }));
+                }
+                other => return Err(unexpected("list", &other)),
+            }
+            if all.len() > ENTRIES_MAX {
+                return Err(AgentError::TooManyEntries { max: ENTRIES_MAX });
+            }
+        }
+    }
+
+    pub(crate) async fn stat(&self, path: &str) -> Result<Entry, Error> {
+        match self.ask(&Request::Stat { path: path.to_owned() }, REPLY_DEADLINE).await {
+            Ok(Answer::Reply(Reply::FileInfo(entry))) => Ok(entry),
+            Ok(Answer::Reply(other)) => Err(self.explain(unexpected("stat", &other)).await),
+            Ok(Answer::Refused { kind, message }) => Err(Error::Guest { kind, message }),
+            Err(error) => Err(self.explain(error).await),
+        }
+    }
+
+    pub(crate) async fn make_dir(&self, path: &str) -> Result<(), Error> {
+        self.ask_for_done(&Request::MakeDir { path: path.to_owned() }).await
+    }
+
+    pub(crate) async fn remove(&self, path: &str, recursive: bool) -> Result<(), Error> {
+        self.ask_for_done(&Request::Remove { path: path.to_owned(), recursive }).await
+    }
+
+    pub(crate) async fn move_path(&self, from: &str, to: &str) -> Result<(), Error> {
+        self.ask_for_done(&Request::Move { from: from.to_owned(), to: to.to_owned() }).await
+    }
+}
+
+/// Why a file was not written.
+enum WriteError {
+    Refused(Error),
+    Agent(AgentError),
+    Content(BoxError),
+}
+
+impl From<AgentError> for WriteError {
+    fn from(error: AgentError) -> Self {
+        WriteError::Agent(error)
+    }
+}
+
+/// Passes a file's chunks on to its end; `Some` is the agent's refusal to go on.
+async fn pass_chunks(
+    mut connection: Connection,
+    chunks: &mpsc::Sender<Result<Bytes, Error>>,
+) -> Result<Option<Error>, AgentError> {
+    loop {
+        match connection.receive("read_file", REPLY_DEADLINE).await? {
+            Reply::Data(data) => {
+                // A closed channel ends this future through its caller.
+                let _ = chunks.send(Ok(Bytes::from(data.into_vec()))).await;
+            }
+            Reply::Done => {
+                connection.give_back();
+                return Ok(None);
+            }
+            Reply::Error { kind, message } => {
+                connection.give_back();
+                return Ok(Some(Error::Guest { kind, message }));
+            }
+            other => return Err(unexpected("read_file", &other)),
+        }
+    }
+}
+
+/// Sends a file's bytes and its end; returns how many they were.
+async fn send_content<S>(writer: &mut FrameWriter, content: S) -> Result<u64, WriteError>
+where
+    S: Stream<Item = Result<Bytes, BoxError>> + Send,
+{
+    let mut content = pin!(content);
+    let mut bytes = 0;
+    while let Some(piece) = content.next().await {
+        let piece = piece.map_err(WriteError::Content)?;
+        for chunk in piece.chunks(CHUNK_BYTES_MAX) {
+            send_input(writer, &Input::Data(chunk.to_vec().into())).await?;
+        }
+        bytes += piece.len() as u64;
+    }
+    send_input(writer, &Input::End).await?;
+    Ok(bytes)
+}
+
+async fn send_input(writer: &mut FrameWriter, input: &Input) -> Result<(), AgentError> {
+    let failed = |source: FrameError| AgentError::Frame { request: "write_file", source };
+    match timeout(REPLY_DEADLINE, writer.write(input)).await {
+        Ok(result) => result.map_err(failed),
+        Err(_) => Err(AgentError::Deadline { request: "write_file", seconds: REPLY_DEADLINE.as_secs() }),
+    }
+}

@@ -1,0 +1,175 @@
+//! The control-socket client: one request and its reply on a connection, each with a deadline.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use cove_protocol::frame::FrameError;
+use cove_protocol::vmm::{Event, ExitReason, MachineSpec, Reply, Request, Stats};
+use rustix::fs::inotify;
+use tokio::io::unix::AsyncFd;
+use tokio::net::UnixStream;
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+
+use super::MachineError;
+use crate::framed::Framed;
+
+/// How long a started vmm may take until it listens.
+const LISTEN_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long `Start` may take: the machine is built and its kernel loaded before the reply.
+const START_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How long any other request may take.
+const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Between binding its socket and listening on it a vmm refuses connections for some microseconds, and nothing tells when
+/// that is over: the one place where trying again is all one can do.
+const REFUSED_PAUSE: Duration = Duration::from_millis(1);
+
+/// What `Start` was granted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Started {
+    pub(crate) vcpus: u8,
+    pub(crate) assist: bool,
+}
+
+/// A control connection.
+#[derive(Debug)]
+pub(crate) struct Control {
+    framed: Framed,
+}
+
+impl Control {
+    /// Connects to a vmm that listens.
+    pub(crate) async fn connect(path: &Path) -> Result<Self, MachineError> {
+        match timeout(REQUEST_DEADLINE, UnixStream::connect(path)).await {
+            Ok(Ok(stream)) => Ok(Self { framed: Framed::new(stream, &[]) }),
+            Ok(Err(source)) => Err(MachineError::Connect { path: path.into(), source }),
+            Err(_) => Err(MachineError::Connect { path: path.into(), source: io::ErrorKind::TimedOut.into() }),
+        }
+    }
+
+    pub(crate) async fn start(&mut self, spec: MachineSpec) -> Result<Started, MachineError> {
+        match self.ask("start", &Request::Start(Box::new(spec)), START_DEADLINE).await? {
+            Reply::Started { version, .. } if version != cove_protocol::VERSION => {
+                Err(MachineError::Version { vmm: version, engine: cove_protocol::VERSION })
+            }
+            Reply::Started { vcpus, assist, .. } => Ok(Started { vcpus, assist }),
+            other => Err(unexpected("start", &other)),
+        }
+    }
+
+    pub(crate) async fn stats(&mut self) -> Result<Stats, MachineError> {
+        match self.ask("stats", &Request::Stats, REQUEST_DEADLINE).await? {
+            Reply::Stats(stats) => Ok(*stats),
+            other => Err(unexpected("stats", &other)),
+        }
+    }
+
+    pub(crate) async fn console_tail(&mut self, bytes_max: u32) -> Result<Vec<u8>, MachineError> {
+        match self.ask("console_tail", &Request::ConsoleTail { bytes_max }, REQUEST_DEADLINE).await? {
+            Reply::Console(bytes) => Ok(bytes),
+            other => Err(unexpected("console_tail", &other)),
+        }
+    }
+
+    /// Turns the connection into one that waits for the machine's end.
+    pub(crate) async fn subscribe(mut self) -> Result<Ending, MachineError> {
+        match self.ask("subscribe", &Request::Subscribe, REQUEST_DEADLINE).await? {
+            Reply::Done => Ok(Ending { framed: self.framed }),
+            other => Err(unexpected("subscribe", &other)),
+        }
+    }
+
+    async fn ask(&mut self, name: &'static str, request: &Request, within: Duration) -> Result<Reply, MachineError> {
+        let failed = |source| MachineError::Frame { request: name, source };
+        let answer = async {
+            self.framed.writer.write(request).await.map_err(failed)?;
+            self.framed.reader.read().await.map_err(failed)
+        };
+        match timeout(within, answer).await {
+            Err(_) => Err(MachineError::Deadline { request: name, seconds: within.as_secs() }),
+            Ok(Err(error)) => Err(error),
+            Ok(Ok(None)) => Err(failed(FrameError::Io(io::ErrorKind::UnexpectedEof.into()))),
+            Ok(Ok(Some(Reply::Error { kind, message }))) => Err(MachineError::Refused { request: name, kind, message }),
+            Ok(Ok(Some(reply))) => Ok(reply),
+        }
+    }
+}
+
+/// Waits for a machine's end.
+#[derive(Debug)]
+pub(crate) struct Ending {
+    framed: Framed,
+}
+
+impl Ending {
+    /// The reason that the vmm gives, or `None` when its process ended without giving one.
+    pub(crate) async fn reason(mut self) -> Option<ExitReason> {
+        match self.framed.reader.read().await {
+            Ok(Some(Event::Exited(reason))) => Some(reason),
+            Ok(None) | Err(_) => None,
+        }
+    }
+}
+
+fn unexpected(request: &'static str, reply: &Reply) -> MachineError {
+    let reply = match reply {
+        Reply::Started { .. } => "started",
+        Reply::Done => "done",
+        Reply::Stats(_) => "stats",
+        Reply::Console(_) => "console",
+        Reply::Error { .. } => "error",
+    };
+    MachineError::Unexpected { request, reply }
+}
+
+/// Waits for a vmm's control socket. Made before the vmm is started, so that it cannot be missed.
+#[derive(Debug)]
+pub(crate) struct Listening {
+    path: PathBuf,
+    created: AsyncFd<OwnedFd>,
+}
+
+impl Listening {
+    /// Watches the directory of the socket `path`.
+    pub(crate) fn watch(path: &Path) -> Result<Self, MachineError> {
+        let failed = |source: io::Error| MachineError::File { path: path.into(), source };
+        let fd = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC);
+        let fd = fd.map_err(|errno| failed(errno.into()))?;
+        let flags = inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO;
+        inotify::add_watch(&fd, path.parent().unwrap_or(Path::new("/")), flags)
+            .map_err(|errno| failed(errno.into()))?;
+        let created = super::readable(fd).map_err(failed)?;
+        Ok(Self { path: path.into(), created })
+    }
+
+    /// Connects as soon as the vmm listens.
+    pub(crate) async fn connect(self) -> Result<Control, MachineError> {
+        let deadline = Instant::now() + LISTEN_DEADLINE;
+        loop {
+            match Control::connect(&self.path).await {
+                Err(MachineError::Connect { source, .. }) if source.kind() == io::ErrorKind::ConnectionRefused => {
+                    sleep_until((Instant::now() + REFUSED_PAUSE).min(deadline)).await;
+                }
+                Err(MachineError::Connect { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                    let _ = timeout_at(deadline, self.something_created()).await;
+                }
+                other => return other,
+            }
+            if Instant::now() >= deadline {
+                return Err(MachineError::Deadline { request: "listen", seconds: LISTEN_DEADLINE.as_secs() });
+            }
+        }
+    }
+
+    async fn something_created(&self) -> io::Result<()> {
+        let mut events = [0; 4096];
+        let mut guard = self.created.readable().await?;
+        // What was made does not matter: connecting tells.
+        let _ = guard.try_io(|fd| rustix::io::read(fd.get_ref(), &mut events).map_err(io::Error::from));
+        Ok(())
+    }
+}

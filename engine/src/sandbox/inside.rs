@@ -1,0 +1,248 @@
+//! What is done inside a sandbox: commands and files. Runs at the same time as everything else; the driver is not asked,
+//! only where it says the sandbox is in its life.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use cove_protocol::guest::{self, Command, Exec, Exit, ExitStatus};
+use futures_util::Stream;
+use tokio::time::{Instant, timeout};
+use tracing::Instrument;
+
+use super::spec::check_env;
+use super::{SandboxId, SandboxState};
+use crate::Engine;
+use crate::agent::{Agent, Execution, FileStream};
+use crate::error::{BoxError, Error};
+use crate::events::EventKind;
+
+/// How long a call waits for a sandbox that is being made.
+const READY_WAIT: Duration = Duration::from_secs(60);
+
+/// Longest path (PATH_MAX of Linux, without its closing zero).
+const PATH_BYTES_MAX: usize = 4095;
+
+/// Most bytes of a command, its arguments and environment: what one frame holds, with room for the rest.
+const COMMAND_BYTES_MAX: usize = 768 << 10;
+
+/// Longest command in an event, in characters.
+const EVENT_COMMAND_CHARS_MAX: usize = 1000;
+
+impl Engine {
+    /// Starts a command; waits (bounded) while the sandbox is being made.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], [`Error::NotReady`], [`Error::SandboxFailed`] ..., or [`Error::Guest`] when it cannot be
+    /// started in the guest.
+    pub async fn exec(&self, id: &SandboxId, exec: Exec) -> Result<Execution, Error> {
+        check_exec(&exec)?;
+        let span = tracing::info_span!("exec", sandbox = %id);
+        let agent = self.agent(id, "running a command").await?;
+        let (exec_id, command) = (self.shared.next_exec_id(), event_text(&exec.command));
+        let (events, of, begun, ended_id) = (self.shared.events.clone(), id.clone(), Instant::now(), exec_id.clone());
+        let on_end = move |exit: Option<Exit>| {
+            let duration_ms = exit.map_or_else(|| begun.elapsed().as_millis() as u64, |exit| exit.duration_us / 1000);
+            let exit_code = exit.map(|exit| exit_code(exit.status));
+            tracing::debug!(?exit_code, duration_ms, "command ended");
+            events.tell(&of, EventKind::ExecCompleted { exec_id: ended_id, exit_code, duration_ms });
+        };
+        let execution = agent.exec(exec, on_end).instrument(span).await?;
+        self.shared.events.tell(id, EventKind::ExecStarted { exec_id, command });
+        Ok(execution)
+    }
+
+    /// What a file is, and its bytes.
+    ///
+    /// # Errors
+    /// As [`Engine::exec`].
+    pub async fn read_file(&self, id: &SandboxId, path: &str) -> Result<(guest::Entry, FileStream), Error> {
+        check_path(path)?;
+        self.agent(id, "reading a file").await?.read_file(path).instrument(span("read_file", id)).await
+    }
+
+    /// Writes a file, all or nothing; returns how many bytes it has. Missing parents are made.
+    ///
+    /// # Errors
+    /// As [`Engine::exec`], and [`Error::Upload`] when `content` fails.
+    pub async fn write_file<S>(&self, id: &SandboxId, path: &str, mode: u32, content: S) -> Result<u64, Error>
+    where
+        S: Stream<Item = Result<Bytes, BoxError>> + Send,
+    {
+        check_path(path)?;
+        self.agent(id, "writing a file").await?.write_file(path, mode, content).instrument(span("write_file", id)).await
+    }
+
+    /// The entries below a directory, depth first; `depth` 1 is its entries alone.
+    ///
+    /// # Errors
+    /// As [`Engine::exec`].
+    pub async fn list_dir(&self, id: &SandboxId, path: &str, depth: u32) -> Result<Vec<guest::Entry>, Error> {
+        check_path(path)?;
+        if depth == 0 {
+            return Err(Error::invalid("depth", "depth is 0, and must be 1 or more"));
+        }
+        self.agent(id, "listing a directory").await?.list(path, depth).instrument(span("list", id)).await
+    }
+
+    /// What is at a path; a symbolic link is not followed.
+    ///
+    /// # Errors
+    /// As [`Engine::exec`].
+    pub async fn stat(&self, id: &SandboxId, path: &str) -> Result<guest::Entry, Error> {
+        check_path(path)?;
+        self.agent(id, "looking at a file").await?.stat(path).instrument(span("stat", id)).await
+    }
+
+    /// Makes a directory and its parents; one that exists is fine.
+    ///
+    /// # Errors
+    /// As [`Engine::exec`].
+    pub async fn make_dir(&self, id: &SandboxId, path: &str) -> Result<(), Error> {
+        check_path(path)?;
+        self.agent(id, "making a directory").await?.make_dir(path).instrument(span("make_dir", id)).await
+    }
+
+    /// Removes a file or, with `recursive`, a directory and all in it.
+    ///
+    /// # Errors
+    /// As [`Engine::exec`].
+    pub async fn remove(&self, id: &SandboxId, path: &str, recursive: bool) -> Result<(), Error> {
+        check_path(path)?;
+        self.agent(id, "removing a file").await?.remove(path, recursive).instrument(span("remove", id)).await
+    }
+
+    /// Renames, across file systems too; missing parents of `to` are made.
+    ///
+    /// # Errors
+    /// As [`Engine::exec`].
+    pub async fn move_path(&self, id: &SandboxId, from: &str, to: &str) -> Result<(), Error> {
+        check_path(from)?;
+        check_path(to)?;
+        self.agent(id, "moving a file").await?.move_path(from, to).instrument(span("move", id)).await
+    }
+
+    /// The agent of a sandbox that is or becomes command-ready.
+    async fn agent(&self, id: &SandboxId, operation: &'static str) -> Result<Agent, Error> {
+        let handle = self.handle(id).await?;
+        let begun = Instant::now();
+        let mut record = handle.record.clone();
+        let settled = timeout(READY_WAIT, record.wait_for(|sandbox| sandbox.state != SandboxState::Creating)).await;
+        let sandbox = match settled {
+            Ok(Ok(sandbox)) => sandbox.clone(),
+            // The time is over, or the server stops.
+            Ok(Err(_)) | Err(_) => handle.record.borrow().clone(),
+        };
+        let id = id.clone();
+        match sandbox.state {
+            SandboxState::Running => {
+                let agent = handle.live.borrow().agent.clone();
+                // Between the machine's end and the record that tells of it there is none.
+                agent.ok_or(Error::NotReady { id, state: sandbox.state, waited_ms: waited_ms(begun) })
+            }
+            SandboxState::Creating => Err(Error::NotReady { id, state: sandbox.state, waited_ms: waited_ms(begun) }),
+            SandboxState::Error => Err(Error::SandboxFailed { id, reason: sandbox.last_error.unwrap_or_default() }),
+            SandboxState::Destroying | SandboxState::Destroyed => Err(Error::SandboxDestroyed(id)),
+            state @ (SandboxState::Pausing
+            | SandboxState::Paused
+            | SandboxState::Resuming
+            | SandboxState::Snapshotting) => Err(Error::WrongState { id, state, operation }),
+        }
+    }
+}
+
+fn waited_ms(begun: Instant) -> u64 {
+    u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+fn span(operation: &'static str, id: &SandboxId) -> tracing::Span {
+    tracing::info_span!("files", operation, sandbox = %id)
+}
+
+/// The exit code that a shell would show: 128 + signal for a signal, 124 for a timeout (contract 8.8).
+fn exit_code(status: ExitStatus) -> i32 {
+    match status {
+        ExitStatus::Code(code) => i32::from(code),
+        ExitStatus::Signal(signal) => 128 + signal,
+        ExitStatus::TimedOut => 124,
+    }
+}
+
+fn event_text(command: &Command) -> String {
+    let whole = match command {
+        Command::Shell(line) => line.clone(),
+        Command::Argv(words) => words.join(" "),
+    };
+    whole.chars().take(EVENT_COMMAND_CHARS_MAX).collect()
+}
+
+/// What can be seen to be wrong without asking the guest.
+fn check_exec(exec: &Exec) -> Result<(), Error> {
+    let words: Vec<&str> = match &exec.command {
+        Command::Shell(line) => vec![line],
+        Command::Argv(words) => words.iter().map(String::as_str).collect(),
+    };
+    if words.first().is_none_or(|word| word.is_empty()) {
+        return Err(Error::invalid("command", "command is empty"));
+    }
+    if words.iter().any(|word| word.contains('\0')) {
+        return Err(Error::invalid("command", "command holds a zero byte"));
+    }
+    check_env("env", exec.env.iter().map(|(name, value)| (name.as_str(), value.as_str())))?;
+    let bytes: usize = words.iter().map(|word| word.len() + 8).sum();
+    if bytes > COMMAND_BYTES_MAX {
+        let message = format!("command has {bytes} bytes, and at most {COMMAND_BYTES_MAX} are possible");
+        return Err(Error::invalid("command", message));
+    }
+    if exec.timeout_ms == Some(0) {
+        return Err(Error::invalid("timeout", "timeout is 0, and must be more"));
+    }
+    exec.cwd.as_deref().map_or(Ok(()), check_path)
+}
+
+/// Paths in a guest are absolute and name something Linux can name.
+fn check_path(path: &str) -> Result<(), Error> {
+    let wrong = |message: String| Err(Error::Guest { kind: guest::ErrorKind::InvalidPath, message });
+    if !path.starts_with('/') {
+        return wrong(format!("The path '{}' is not absolute", path.escape_debug().take(200).collect::<String>()));
+    }
+    if path.contains('\0') {
+        return wrong("The path holds a zero byte".into());
+    }
+    if path.len() > PATH_BYTES_MAX {
+        return wrong(format!("The path has {} bytes, and at most {PATH_BYTES_MAX} are possible", path.len()));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exec(command: Command) -> Exec {
+        Exec { command, cwd: None, env: vec![], user: None, stdin: false, timeout_ms: None }
+    }
+
+    #[test]
+    fn a_wrong_command_names_its_field() {
+        let field = |exec: Exec| check_exec(&exec).unwrap_err().field();
+        assert_eq!(field(exec(Command::Shell(String::new()))), Some("command"));
+        assert_eq!(field(exec(Command::Argv(vec![]))), Some("command"));
+        assert_eq!(field(exec(Command::Shell("a\0b".into()))), Some("command"));
+        assert_eq!(field(exec(Command::Shell("x".repeat(COMMAND_BYTES_MAX)))), Some("command"));
+        assert_eq!(
+            field(Exec { env: vec![("1".into(), String::new())], ..exec(Command::Shell("a".into())) }),
+            Some("env")
+        );
+        assert_eq!(field(Exec { timeout_ms: Some(0), ..exec(Command::Shell("a".into())) }), Some("timeout"));
+        assert!(check_exec(&exec(Command::Argv(vec!["ls".into(), String::new()]))).is_ok());
+    }
+
+    #[test]
+    fn a_wrong_path_says_so() {
+        for path in ["", "a", "./a", "/a\0", &format!("/{}", "x".repeat(5000))] {
+            let error = check_path(path).unwrap_err();
+            assert!(matches!(error, Error::Guest { kind: guest::ErrorKind::InvalidPath, .. }), "{error}");
+        }
+        assert!(check_path("/work space/é#1").is_ok());
+    }
+}
