@@ -1,0 +1,245 @@
+//! Each subcommand once, as a user types it.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Output, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use libtest_mimic::Trial;
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::harness::{Shared, exclusive, parallel, signal, small};
+
+/// `exec true` through the API, half of the calls, on the slowest kind of host.
+const EXEC_P50_MS_MAX: f64 = 300.0;
+
+/// Of it the host's own work outside the guest.
+const EXEC_HOST_MS_MAX: f64 = 10.0;
+
+pub fn tests(shared: &Arc<Shared>) -> Vec<Trial> {
+    vec![
+        parallel(shared, "cli::exec_passes_everything_through", exec),
+        parallel(shared, "cli::an_interrupt_ends_the_command", interrupt),
+        parallel(shared, "cli::ls_shows_and_filters", ls),
+        parallel(shared, "cli::cp_copies_both_ways", cp),
+        parallel(shared, "cli::logs_show_the_console", logs),
+        parallel(shared, "cli::run_makes_and_removes_a_sandbox", run),
+        parallel(shared, "cli::rm_destroys", rm),
+        parallel(shared, "cli::doctor_finds_this_host_fit", doctor),
+        parallel(shared, "cli::demo_does_the_main_job", demo),
+        parallel(shared, "cli::errors_are_one_line_and_say_what_to_do", errors),
+        exclusive(shared, "cli::bench_exec_meets_its_bounds", bench),
+    ]
+}
+
+fn cove(shared: &Shared, words: &[&str]) -> Result<Output> {
+    shared.host()?.run_cove(words)
+}
+
+fn out(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn err(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Runs a subcommand that must succeed and gives its output.
+fn good(shared: &Shared, words: &[&str]) -> Result<String> {
+    let output = cove(shared, words)?;
+    ensure!(output.status.success(), "cove {words:?} ended with {}: {}", output.status, err(&output));
+    Ok(out(&output))
+}
+
+fn exec(shared: &Shared) -> Result<()> {
+    let id = shared.sandbox()?.id;
+    let script = "echo out; echo err >&2; pwd; echo $A; id -un; exit 3";
+    let words = ["exec", "--cwd", "/tmp", "--env", "A=b c", "--user", "sandbox", "-s", &id, "--", script];
+    let output = cove(shared, &words)?;
+    ensure!(output.status.code() == Some(3), "{} {}", output.status, err(&output));
+    ensure!(out(&output) == "out\n/tmp\nb c\nsandbox\n" && err(&output) == "err\n", "{output:?}");
+
+    ensure!(good(shared, &["exec", "shared", "--", "echo", "a b", "$HOME"])? == "a b $HOME\n", "no shell is asked for");
+    let bytes = cove(shared, &["exec", &id[..10], "--", "head", "-c", "300000", "/dev/urandom"])?;
+    ensure!(bytes.stdout.len() == 300_000, "{} bytes: output is not passed as it is", bytes.stdout.len());
+    let killed = cove(shared, &["exec", &id, "-s", "--", "kill -9 $$"])?;
+    ensure!(killed.status.code() == Some(137), "{}", killed.status);
+    let late = cove(shared, &["exec", &id, "--timeout", "1", "--", "sleep", "30"])?;
+    ensure!(late.status.code() == Some(124), "{}", late.status);
+    let missing = cove(shared, &["exec", &id, "--", "no-such-program"])?;
+    ensure!(!missing.status.success() && err(&missing).contains("no-such-program"), "{missing:?}");
+
+    let mut child =
+        shared.host()?.cove(&["exec", "-i", &id, "--", "cat"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    child.stdin.take().context("no stdin")?.write_all(b"\x00\xff given")?;
+    ensure!(child.wait_with_output()?.stdout == b"\x00\xff given", "standard input does not arrive");
+    Ok(())
+}
+
+fn interrupt(shared: &Shared) -> Result<()> {
+    let sandbox = shared.sandbox()?;
+    let words = ["exec", &sandbox.id, "-s", "--", "echo started; exec sleep 5151"];
+    let mut child = shared.host()?.cove(&words).stdout(Stdio::piped()).spawn()?;
+    let mut first = [0; 8];
+    std::io::Read::read_exact(&mut child.stdout.take().context("no stdout")?, &mut first)?;
+    ensure!(&first == b"started\n");
+    signal(child.id(), Signal::INT)?;
+    ensure!(child.wait()?.code() == Some(130), "an interrupt is 130");
+    let left = "for i in $(seq 50); do pgrep -f 'sleep 515[1]' >/dev/null || exit 0; sleep 0.1; done; exit 1";
+    ensure!(sandbox.run(left)?.exit_code == 0, "The command runs on");
+    Ok(())
+}
+
+fn ls(shared: &Shared) -> Result<()> {
+    let id = shared.sandbox()?.id;
+    let table = good(shared, &["ls"])?;
+    ensure!(table.starts_with("ID ") && table.contains(&id) && table.contains("running"), "{table}");
+    let records: Value =
+        serde_json::from_str(&good(shared, &["ls", "--json", "--tag", "shared", "--state", "running"])?)?;
+    ensure!(records.as_array().is_some_and(|list| list.len() == 1 && list[0]["id"] == id.as_str()), "{records}");
+    ensure!(good(shared, &["ls", "-q", "--tag", "no-such-tag"])?.is_empty());
+    ensure!(good(shared, &["ls", "--all"])?.contains(&id));
+    Ok(())
+}
+
+fn cp(shared: &Shared) -> Result<()> {
+    let sandbox = shared.sandbox()?;
+    let here = tempfile::tempdir()?;
+    let tree = here.path().join("tree");
+    fs::create_dir_all(tree.join("sub/empty"))?;
+    let bytes: Vec<u8> = (0..300_000_u32).map(|n| (n * 31 % 251) as u8).collect();
+    fs::write(tree.join("binary"), &bytes)?;
+    fs::write(tree.join("sub/na me#ü.txt"), "text")?;
+    fs::write(tree.join("sub/run.sh"), "#!/bin/sh\necho ran\n")?;
+    fs::set_permissions(tree.join("sub/run.sh"), fs::Permissions::from_mode(0o755))?;
+    std::os::unix::fs::symlink("binary", tree.join("link"))?;
+
+    let place = format!("{}:/workspace/cp", sandbox.id);
+    good(shared, &["cp", &tree.to_string_lossy(), &place])?;
+    ensure!(
+        sandbox
+            .run(
+                "/workspace/cp/sub/run.sh; readlink /workspace/cp/link; test -d /workspace/cp/sub/empty && echo empty"
+            )?
+            .stdout
+            == "ran\nbinary\nempty\n"
+    );
+    let back = here.path().join("back");
+    let output = cove(shared, &["cp", &place, &back.to_string_lossy()])?;
+    ensure!(output.status.code() == Some(1) && err(&output).contains("/workspace/cp/link"), "{output:?}");
+    ensure!(fs::read(back.join("binary"))? == bytes, "a binary file comes back changed");
+    ensure!(fs::read(back.join("sub/na me#ü.txt"))? == b"text");
+    ensure!(fs::metadata(back.join("sub/run.sh"))?.permissions().mode() & 0o777 == 0o755);
+    ensure!(back.join("sub/empty").is_dir());
+
+    good(shared, &["cp", &tree.join("binary").to_string_lossy(), "shared:/tmp/"])?;
+    good(shared, &["cp", "shared:/tmp/binary", &here.path().to_string_lossy()])?;
+    ensure!(fs::read(here.path().join("binary"))? == bytes);
+    let missing = cove(shared, &["cp", "shared:/no/such", "."])?;
+    ensure!(missing.status.code() == Some(1) && err(&missing).contains("/no/such"), "{missing:?}");
+    Ok(())
+}
+
+fn logs(shared: &Shared) -> Result<()> {
+    let id = shared.sandbox()?.id;
+    ensure!(!good(shared, &["logs", &id])?.trim().is_empty(), "the console is empty");
+    ensure!(good(shared, &["logs", "-n", "1", &id])?.lines().count() <= 1);
+    Ok(())
+}
+
+fn run(shared: &Shared) -> Result<()> {
+    let name = "cli-run";
+    let words = [
+        "run",
+        "--cpus",
+        "1",
+        "--memory",
+        "512",
+        "--disk",
+        "4096",
+        "--name",
+        name,
+        "-e",
+        "A=1",
+        "-s",
+        "--",
+        "echo $A; exit 4",
+    ];
+    let output = cove(shared, &words)?;
+    ensure!(output.status.code() == Some(4) && out(&output) == "1\n", "{output:?}");
+    ensure!(!good(shared, &["ls"])?.contains(name), "the sandbox is left");
+    let wrong = cove(shared, &["run", "--memory", "1", "--cpus", "1", "--disk", "4096", "--", "true"])?;
+    ensure!(wrong.status.code() == Some(125) && err(&wrong).contains("memory_mb"), "{wrong:?}");
+    Ok(())
+}
+
+fn rm(shared: &Shared) -> Result<()> {
+    let api = shared.host()?.api();
+    let create = |name: &str| -> Result<String> {
+        let mut wanted = small();
+        wanted["name"] = name.into();
+        let id = api.post("/sandboxes?wait=false", &wanted)?.data()?["id"].clone();
+        id.as_str().map(str::to_owned).context("no id")
+    };
+    let (first, second) = (create("rm-one")?, create("rm-two")?);
+    let output = cove(shared, &["rm", "rm-one", &second, "no-such-sandbox"])?;
+    ensure!(output.status.code() == Some(1) && err(&output).contains("no-such-sandbox"), "{output:?}");
+    ensure!(out(&output).contains(&first) && out(&output).contains(&second), "{output:?}");
+    let left = good(shared, &["ls", "-q"])?;
+    ensure!(!left.contains(&first) && !left.contains(&second), "{left}");
+    let unsure = cove(shared, &["rm", "--all"])?;
+    ensure!(unsure.status.code() == Some(1) && err(&unsure).contains("--yes"), "{unsure:?}");
+    Ok(())
+}
+
+fn doctor(shared: &Shared) -> Result<()> {
+    let output = cove(shared, &["doctor", "--json"])?;
+    let report: Value = serde_json::from_slice(&output.stdout)?;
+    let errors: Vec<&Value> =
+        report["checks"].as_array().into_iter().flatten().filter(|check| check["status"] == "error").collect();
+    ensure!(output.status.success() && errors.is_empty(), "{errors:?}");
+    let server = report["checks"].as_array().into_iter().flatten().find(|check| check["name"] == "server");
+    let detail = server.and_then(|check| check["detail"].as_str()).context("no check of the server")?;
+    ensure!(detail.contains(&shared.host()?.server_pid()?.to_string()), "{detail}");
+    Ok(())
+}
+
+fn demo(shared: &Shared) -> Result<()> {
+    let text = good(shared, &["demo"])?;
+    for expected in ["Debian", "0, 1, 4, 9, 16, 25, 36, 49, 64, 81", "exit code 0", "ready after"] {
+        ensure!(text.contains(expected), "no '{expected}' in {text}");
+    }
+    Ok(())
+}
+
+fn errors(shared: &Shared) -> Result<()> {
+    let nowhere = shared.host()?.programs.cove().args(["--data-dir", "/nonexistent/cove", "ls"]).output()?;
+    ensure!(nowhere.status.code() == Some(1) && err(&nowhere).contains("cove serve"), "{nowhere:?}");
+    let began = Instant::now();
+    let dead = shared.host()?.programs.cove().args(["--url", "http://127.0.0.1:9", "--token", "x", "ls"]).output()?;
+    ensure!(dead.status.code() == Some(1) && err(&dead).contains("does not answer"), "{dead:?}");
+    ensure!(began.elapsed() < Duration::from_secs(5));
+    let url = shared.host()?.api().base_url();
+    let stranger = shared.host()?.programs.cove().args(["--url", &url, "--token", "wrong", "ls"]).output()?;
+    ensure!(stranger.status.code() == Some(1) && err(&stranger).contains("invalid_token"), "{stranger:?}");
+    ensure!(err(&stranger).lines().count() == 1, "{stranger:?}");
+    let unknown = cove(shared, &["exec", "no-such-sandbox", "--", "true"])?;
+    ensure!(unknown.status.code() == Some(125) && err(&unknown).contains("no-such-sandbox"), "{unknown:?}");
+    Ok(())
+}
+
+fn bench(shared: &Shared) -> Result<()> {
+    let id = shared.sandbox()?.id;
+    let figures: Value =
+        serde_json::from_str(&good(shared, &["bench", "exec", "--n", "30", "--json", "--sandbox", &id])?)?;
+    let p50 = figures["p50_ms"].as_f64().context("no p50_ms")?;
+    let host = figures["host_outside_kvm_run_ms"]["p50_ms"].as_f64().context("no host figure")?;
+    eprintln!("bench exec: {figures}");
+    ensure!(p50 <= EXEC_P50_MS_MAX, "exec true takes {p50} ms");
+    ensure!(host <= EXEC_HOST_MS_MAX, "of it {host} ms are the host's");
+    Ok(())
+}

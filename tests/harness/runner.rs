@@ -1,0 +1,84 @@
+//! Tests as trials of the runner: which host they use, whether they run alone, and what is shown when they fail.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+
+use anyhow::{Context, Result, anyhow};
+use libtest_mimic::{Failed, Trial};
+
+use super::{TestHost, TestSandbox, small};
+use crate::disks;
+
+/// Tests that measure hold this alone.
+static PROCESSOR: RwLock<()> = RwLock::new(());
+
+/// What tests share: a server and a sandbox in it, each made when the first test asks.
+#[derive(Default)]
+pub struct Shared {
+    host: OnceLock<Result<Arc<TestHost>, String>>,
+    sandbox: Mutex<Option<String>>,
+}
+
+impl Shared {
+    /// The shared server.
+    pub fn host(&self) -> Result<Arc<TestHost>> {
+        let start = || TestHost::start().map(Arc::new).map_err(|error| format!("{error:#}"));
+        self.host.get_or_init(start).clone().map_err(|error| anyhow!("The shared server failed: {error}"))
+    }
+
+    /// The shared sandbox: for commands and files that disturb nobody.
+    pub fn sandbox(&self) -> Result<TestSandbox> {
+        let host = self.host()?;
+        let mut id = self.sandbox.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(id) = &*id {
+            return Ok(TestSandbox::existing(host.api(), id));
+        }
+        let mut wanted = small();
+        wanted["name"] = "shared".into();
+        wanted["tags"] = serde_json::json!(["shared", "e2e"]);
+        let sandbox = host.sandbox(&wanted).context("The shared sandbox cannot be made")?;
+        *id = Some(sandbox.id.clone());
+        Ok(sandbox)
+    }
+
+    /// After the last test: the disks are whole, and nothing is left behind. After a failure only cleans up.
+    pub fn finish(&self, failed: bool) -> Result<()> {
+        let Some(Ok(host)) = self.host.get() else { return Ok(()) };
+        let outcome = if failed { Ok(()) } else { disks::are_whole(host).and_then(|()| host.finish()) };
+        let outcome = outcome.map_err(|error| anyhow!("{error:#}\n{}", host.report()));
+        host.end();
+        outcome
+    }
+}
+
+/// A test that may run beside others.
+pub fn parallel(shared: &Arc<Shared>, name: &str, test: fn(&Shared) -> Result<()>) -> Trial {
+    let shared = Arc::clone(shared);
+    Trial::test(name, move || {
+        let _beside = PROCESSOR.read().unwrap_or_else(PoisonError::into_inner);
+        attempt(&shared, test)
+    })
+}
+
+/// A test that runs alone, because it measures.
+pub fn exclusive(shared: &Arc<Shared>, name: &str, test: fn(&Shared) -> Result<()>) -> Trial {
+    let shared = Arc::clone(shared);
+    Trial::test(name, move || {
+        let _alone = PROCESSOR.write().unwrap_or_else(PoisonError::into_inner);
+        attempt(&shared, test)
+    })
+}
+
+fn attempt(shared: &Shared, test: fn(&Shared) -> Result<()>) -> Result<(), Failed> {
+    let outcome = catch_unwind(AssertUnwindSafe(|| test(shared)));
+    let error = match outcome {
+        Ok(Ok(())) => return Ok(()),
+        Ok(Err(error)) => format!("{error:#}"),
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().cloned();
+            text.or_else(|| panic.downcast_ref::<&str>().map(|text| text.to_string())).unwrap_or_default()
+        }
+    };
+    let report = shared.host.get().and_then(|host| host.as_ref().ok()).map(|host| host.report());
+    Err(Failed::from(format!("{error}\n{}", report.unwrap_or_default())))
+}
