@@ -478,8 +478,8 @@ fn interest(entry: &Entry) -> (bool, bool) {
     (readable, entry.full && !connection.to_host().is_empty())
 }
 
-/// Nothing else would tell that the host's client is gone: it has said all, but may still listen.
+/// A client that is gone is noticed at once, even while its bytes find no room in the guest; and noticed once.
 fn wants_hang_up(entry: &Entry) -> bool {
-    let host = entry.connection.host_gave_up();
-    entry.connection.is_waiting() || (host.send && !host.receive && !entry.connection.is_ended())
+    let connection = &entry.connection;
+    connection.is_waiting() || !(connection.host_gave_up().receive || connection.is_ended())
 }

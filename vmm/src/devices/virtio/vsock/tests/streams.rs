@@ -173,7 +173,7 @@ fn a_closed_client_ends_the_guest_after_its_last_byte() {
     machine.guest.run_until("a full guest", |guest| guest.only().unread.len() == GUEST_BUFFER as usize);
     writer.join().unwrap();
     machine.guest.settle();
-    assert!(!machine.guest.only().at_end());
+    assert_eq!(machine.guest.only().host_shutdown, 1, "nobody reads any more, though bytes are still to come");
     machine.guest.only().reads = true;
     machine.guest.run_until("the end", |guest| guest.only().reset);
     assert!(machine.guest.only().read == bytes);
@@ -231,6 +231,18 @@ fn a_guest_that_reads_no_more_breaks_the_clients_pipe() {
     let mut word = [0; 10];
     client.read_exact(&mut word).unwrap();
     assert_eq!(&word, b"still here");
+}
+
+#[test]
+fn a_client_that_goes_away_from_a_deaf_guest_is_noticed_at_once() {
+    let mut machine = Machine::new();
+    let client = machine.stream(PORT);
+    machine.guest.only().shutdown_after = 1;
+    machine.guest.settle();
+    drop(client);
+    machine.guest.settle();
+    assert!(machine.guest.only().reset);
+    assert_eq!(machine.guest.driver.device.streams(), 0);
 }
 
 #[test]
