@@ -150,6 +150,25 @@ impl Driver {
         driver
     }
 
+    /// A pause and what follows it, with the queues as they are.
+    pub fn pause_and_resume(&mut self) {
+        self.device.come_to_rest(&mut self.context);
+        self.start();
+        self.drain_again();
+        self.count_interrupts();
+    }
+
+    /// A snapshot and its restore into a new device, which `make` makes of the old one, with memory and queues as
+    /// they are.
+    pub fn restore(mut self, make: impl FnOnce(Vsock) -> Vsock) -> Self {
+        self.device.come_to_rest(&mut self.context);
+        self.device = make(self.device);
+        self.start();
+        self.drain_again();
+        self.count_interrupts();
+        self
+    }
+
     /// What the worker does first.
     pub fn start(&mut self) {
         (0..3).for_each(|queue| self.device.handle_queue(queue, &mut self.context));

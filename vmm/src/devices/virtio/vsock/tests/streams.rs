@@ -413,6 +413,50 @@ fn a_pause_keeps_the_streams() {
 }
 
 #[test]
+fn fifty_pauses_under_traffic_lose_nothing() {
+    let mut machine = Machine::new();
+    let client = machine.stream(PORT);
+    let (up, down) = (noise(10, 4 << 20), noise(11, 4 << 20));
+    machine.guest.only().to_send.extend(&up);
+    machine.guest.only().shut_send();
+    let (reader, writer) = (reader(client.try_clone().unwrap()), writer(client, down.clone()));
+    let mut pauses = 0;
+    machine.guest.run_until("the end", |guest| {
+        pauses += 1;
+        guest.driver.pause_and_resume();
+        guest.only().reset && guest.driver.device.streams() == 0
+    });
+    writer.join().unwrap();
+    assert!(pauses >= 50, "only {pauses} pauses");
+    assert!(reader.join().unwrap() == up && machine.guest.only().read == down);
+}
+
+#[test]
+fn fifty_restores_under_traffic_each_give_a_guest_that_can_be_called() {
+    let Machine { mut guest, mut folder } = Machine::new();
+    for cycle in 0..50 {
+        let mut machine = Machine { guest, folder };
+        let mut client = machine.stream(PORT);
+        machine.guest.only().to_send.extend(noise(cycle, 1 << 20));
+        client.set_nonblocking(true).unwrap();
+        let _some = client.write(&noise(cycle, 100_000)).unwrap();
+        // Packets are under way both ways in the queues.
+        (0..cycle % 5).for_each(|_| drop(machine.guest.step()));
+        let Machine { guest: old, folder: kept } = machine;
+        let driver = old.driver.restore(|device| {
+            let state = device.state().try_into().unwrap();
+            drop(device);
+            Vsock::restore(&spec(&kept), &state).unwrap()
+        });
+        (guest, folder) = (Guest { driver, ..old }, kept);
+        guest.settle();
+        assert_eq!(guest.driver.events(), [0]);
+        // Linux resets its connected sockets.
+        guest.sockets.clear();
+    }
+}
+
+#[test]
 fn after_a_restore_the_guest_forgets_its_streams_before_the_host_calls() {
     let mut machine = Machine::new();
     let _old = machine.stream(PORT);
