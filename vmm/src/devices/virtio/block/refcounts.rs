@@ -7,7 +7,11 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
+
+use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
 
 use super::format::{COPIED, DISK_BYTES_MAX, HEADER_BYTES, MAGIC, REFCOUNT_ORDER, VERSION};
 
@@ -54,7 +58,8 @@ pub enum RefcountError {
 pub fn repair(file: &File) -> Result<Repair, RefcountError> {
     let header = Header::read(file)?;
     let cluster_bytes = 1usize << header.cluster_bits;
-    let blocks = read_table(file, header.refcount_table, header.refcount_table_bytes(), &header)?;
+    let mut blocks = read_table(file, header.refcount_table, header.refcount_table_bytes(), &header)?;
+    blocks.truncate(blocks.iter().rposition(|&block| block != 0).map_or(0, |last| last + 1));
     let mut used = Used::new(&header, blocks.len() << (header.cluster_bits - 1));
     used.mark("header", 0)?;
     used.mark_run("refcount table", header.refcount_table, header.refcount_table_bytes())?;
@@ -62,10 +67,13 @@ pub fn repair(file: &File) -> Result<Repair, RefcountError> {
         used.mark("refcount table", block)?;
     }
     used.mark_run("L1 table", header.l1, header.l1_entries * 8)?;
+    let mut holes = Holes::default();
     for l2 in read_table(file, header.l1, header.l1_entries * 8, &header)? {
         if l2 & OFFSET != 0 {
             used.mark("L1 table", l2 & OFFSET)?;
-            mark_data(file, l2 & OFFSET, &header, &mut used)?;
+            if !holes.contain(file, l2 & OFFSET, 1 << header.cluster_bits)? {
+                mark_data(file, l2 & OFFSET, &header, &mut used)?;
+            }
         }
     }
     let mut repair = Repair::default();
@@ -77,6 +85,9 @@ pub fn repair(file: &File) -> Result<Repair, RefcountError> {
             if wanted.contains(&true) {
                 return Err(RefcountError::Outside { table: "refcount", entry: index as u64 });
             }
+            continue;
+        }
+        if !wanted.contains(&true) && holes.contain(file, block, 1 << header.cluster_bits)? {
             continue;
         }
         let mut bytes = vec![0; cluster_bytes];
@@ -188,6 +199,30 @@ impl Used {
     fn range(&self, first: usize, count: usize) -> &[bool] {
         let end = (first + count).min(self.clusters.len());
         self.clusters.get(first..end).unwrap_or_default()
+    }
+}
+
+/// Where the file has no blocks, and so only zeroes. Most tables of a new layer are there and need not be read.
+#[derive(Default)]
+struct Holes {
+    /// The last hole that was found.
+    hole: Range<u64>,
+}
+
+impl Holes {
+    /// Whether the `bytes` bytes from `offset` on are in a hole. Where that cannot be told, they are not.
+    fn contain(&mut self, file: &File, offset: u64, bytes: u64) -> io::Result<bool> {
+        if !self.hole.contains(&offset) {
+            let next = match seek(file, SeekFrom::Data(offset)) {
+                Ok(next) => next,
+                // No data from here to the end.
+                Err(Errno::NXIO) => u64::MAX,
+                Err(Errno::INVAL) => offset,
+                Err(error) => return Err(error.into()),
+            };
+            self.hole = offset..next;
+        }
+        Ok(offset.checked_add(bytes).is_some_and(|end| end <= self.hole.end))
     }
 }
 
