@@ -88,11 +88,11 @@ fn run_and_kill(layers: &Layers, seed: u64, kill_after: usize) -> usize {
     done
 }
 
-/// Takes what was done into the model. Bytes that may be one or the other, since the child was killed at them or gave
-/// them up, are `None`.
+/// Takes what was done into the model, a byte a sector. Sectors that may be one or the other, since the child was killed
+/// at them or gave them up, are `None`.
 fn replay(model: &mut [Option<u8>], seed: u64, done: usize) {
     for (number, (act, offset, bytes)) in acts(seed).take(done + 1).enumerate() {
-        let range = &mut model[offset as usize..][..bytes as usize];
+        let range = &mut model[(offset / SECTOR_BYTES) as usize..][..(bytes / SECTOR_BYTES) as usize];
         match act {
             Act::Flush => {}
             _ if number == done => range.fill(None),
@@ -107,9 +107,9 @@ fn replay(model: &mut [Option<u8>], seed: u64, done: usize) {
 fn a_killed_process_loses_nothing_that_was_done() {
     let base: Vec<u8> = (0..BASE).map(|at| (at / 512) as u8).collect();
     let layers = Layers::new().raw(&base).qcow2(SIZE);
-    let mut model: Vec<Option<u8>> =
-        base.iter().copied().chain(std::iter::repeat(0)).take(SIZE as usize).map(Some).collect();
-    for round in 1..=8u64 {
+    let mut model = vec![Some(0); (SIZE / SECTOR_BYTES) as usize];
+    base.chunks(512).zip(&mut model).for_each(|(sector, model)| *model = Some(sector[0]));
+    for round in 1..=16u64 {
         let seed = round.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let done = run_and_kill(&layers, seed, [1, 7, 60, 150][round as usize % 4]);
         replay(&mut model, seed, done);
@@ -125,10 +125,10 @@ fn a_killed_process_loses_nothing_that_was_done() {
 }
 
 fn layers_agree(disk: &Disk, model: &[Option<u8>], round: u64) {
-    let now = read(disk, 0, model.len());
-    let differs = |(now, model): (&u8, &Option<u8>)| model.is_some_and(|model| model != *now);
-    let wrong = now.iter().zip(model).position(differs);
-    assert_eq!(wrong, None, "round {round}: the first byte that differs");
+    let now = read(disk, 0, model.len() * 512);
+    let differs = |(now, model): (&[u8], &Option<u8>)| model.is_some_and(|byte| *now != [byte; 512]);
+    let wrong = now.chunks(512).zip(model).position(differs);
+    assert_eq!(wrong, None, "round {round}: the first sector that differs");
 }
 
 /// Damage as after a loss of power: refcounts that do not fit the tables are set right, in both directions.
