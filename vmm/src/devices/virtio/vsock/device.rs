@@ -6,6 +6,7 @@
 //! driver never runs short of descriptors or memory ([`UsedTransmit`]).
 
 use std::io::{Read, Write};
+use std::sync::atomic::Ordering;
 
 use cove_protocol::vmm::{DeviceStats, VsockSpec};
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
@@ -234,7 +235,7 @@ impl Vsock {
         if !queue.ready() {
             return Some(());
         }
-        let offered = queue.avail_idx(&*memory, std::sync::atomic::Ordering::Acquire).ok()?.0;
+        let offered = queue.avail_idx(&*memory, Ordering::Acquire).ok()?.0;
         match self.transport_reset {
             TransportReset::Due => {
                 let Some(chain) = queue.iter(memory.clone()).ok()?.next() else {

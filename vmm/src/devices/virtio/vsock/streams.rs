@@ -99,14 +99,14 @@ impl Streams {
     pub fn forget_driver(&mut self) {
         self.resets.clear();
         self.ready.clear();
+        self.keys.clear();
         for (token, entry) in &mut self.entries {
-            entry.queued = false;
-            if entry.connection.is_waiting() {
+            entry.queued = entry.connection.is_waiting();
+            if entry.queued {
                 entry.connection.call_again();
-                entry.queued = true;
+                self.keys.insert(entry.connection.key(), *token);
                 self.ready.push_back(*token);
             } else {
-                self.keys.remove(&entry.connection.key());
                 // Nobody is left to tell.
                 let _outcome = entry.connection.abort();
             }
