@@ -10,7 +10,6 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -69,6 +68,7 @@ fn main() -> anyhow::Result<()> {
             Event::Hello(reply, at) => {
                 ready = true;
                 println!("ready after {:.3} s: {reply:?}", (at - started).as_secs_f64());
+                show_cpu_time()?;
                 sampler.report("boot", &machine);
                 for command in &options.commands {
                     run_command(&config.vsock.socket, command, &sampler, &machine)?;
@@ -79,11 +79,14 @@ fn main() -> anyhow::Result<()> {
         }
     }
     sampler.report("the rest", &machine);
+    show_cpu_time()?;
     println!("--- console\n{}---", String::from_utf8_lossy(&machine.console_tail(64 << 10)?));
     println!("ended: {:?}; figures: {:#?}", machine.ending().reason(), machine.stats());
     show_memory(&machine)?;
     machine.end();
-    if options.root.is_some() && !ready { bail!("the agent did not get ready within {:?}", options.timeout) }
+    if options.root.is_some() && !ready {
+        bail!("the agent did not get ready within {:?}", options.timeout)
+    }
     Ok(())
 }
 
@@ -164,11 +167,21 @@ fn listen_for_hello(vsock: &Path, events: mpsc::Sender<Event>) -> anyhow::Result
 fn watch_end(machine: &Machine, events: mpsc::Sender<Event>) {
     let ending = machine.ending().clone();
     std::thread::spawn(move || {
-        let mut poll = [libc::pollfd { fd: ending.as_raw_fd(), events: libc::POLLIN, revents: 0 }];
-        // SAFETY: `poll` is one valid pollfd for the whole call.
-        unsafe { libc::poll(poll.as_mut_ptr(), 1, -1) };
+        ending.wait();
         let _ = events.send(Event::Ended);
     });
+}
+
+/// What each thread has cost the host's CPU: what a boot takes on a host that does nothing else.
+fn show_cpu_time() -> anyhow::Result<()> {
+    for task in std::fs::read_dir("/proc/self/task")? {
+        let task = task?.path();
+        let name = std::fs::read_to_string(task.join("comm"))?;
+        let times = std::fs::read_to_string(task.join("schedstat"))?;
+        let run_ns: u64 = times.split_whitespace().next().context("no schedstat")?.parse()?;
+        println!("  thread {:16} {:.3} s of CPU", name.trim(), run_ns as f64 / 1e9);
+    }
+    Ok(())
 }
 
 fn show_memory(machine: &Machine) -> anyhow::Result<()> {
@@ -186,7 +199,10 @@ fn spec(options: &Options, folder: &Path) -> anyhow::Result<MachineSpec> {
         let (top, size) = (folder.join("top.qcow2"), std::fs::metadata(root)?.len());
         create(&top, size, Some(&Backing { path: root.clone(), format: LayerFormat::Raw }))?;
         let base = LayerSpec { path: root.clone(), format: LayerFormat::Raw };
-        disks.push(DiskSpec { layers: vec![base, LayerSpec { path: top, format: LayerFormat::Qcow2 }], read_only: false });
+        disks.push(DiskSpec {
+            layers: vec![base, LayerSpec { path: top, format: LayerFormat::Qcow2 }],
+            read_only: false,
+        });
     }
     Ok(MachineSpec {
         id: "boot-example".into(),
@@ -230,7 +246,8 @@ impl Sampler {
         let mut symbols = BTreeMap::new();
         for line in map.map(std::fs::read_to_string).transpose()?.unwrap_or_default().lines() {
             let mut words = line.split_whitespace();
-            if let (Some(address), Some("T" | "t" | "W" | "w"), Some(name)) = (words.next(), words.next(), words.next()) {
+            if let (Some(address), Some("T" | "t" | "W" | "w"), Some(name)) = (words.next(), words.next(), words.next())
+            {
                 symbols.insert(u64::from_str_radix(address, 16)?, name.to_owned());
             }
         }

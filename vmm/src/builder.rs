@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex};
 
 use cove_protocol::vmm::ExitReason;
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config};
-use kvm_ioctls::{Cap, IoEventAddress, MsrExitReason, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
+use kvm_ioctls::{
+    Cap, IoEventAddress, MsrExitReason, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd,
+};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::arch::x86_64::assist::{Assist, MSR_STAR, SYSCALL_MSRS};
@@ -122,7 +124,8 @@ pub fn build(config: &MachineConfig) -> Result<Machine, BuildError> {
     let vm = create_vm(&host)?;
     memory::register(&vm, &memory)?;
 
-    let mut devices = Devices { vm: &vm, memory: &memory, ending: &ending, ports: Bus::default(), mmio: Bus::default() };
+    let mut devices =
+        Devices { vm: &vm, memory: &memory, ending: &ending, ports: Bus::default(), mmio: Bus::default() };
     let serial = devices.add_legacy(config)?;
     let transports = devices.add_virtio(config)?;
     let surroundings = Surroundings {
@@ -221,7 +224,11 @@ impl Devices<'_> {
         devices.into_iter().enumerate().map(|(index, device)| self.add_transport(index, device)).collect()
     }
 
-    fn add_transport(&mut self, index: usize, device: Box<dyn VirtioDevice>) -> Result<Arc<Mutex<Transport>>, BuildError> {
+    fn add_transport(
+        &mut self,
+        index: usize,
+        device: Box<dyn VirtioDevice>,
+    ) -> Result<Arc<Mutex<Transport>>, BuildError> {
         let ending = self.ending.clone();
         let on_fault = Arc::new(move |error| ending.set(ExitReason::HostFault(chain(&error))));
         let transport = Transport::new(Arc::clone(self.memory), device, self.irq(virtio_irq(index))?, on_fault)?;

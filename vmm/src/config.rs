@@ -216,7 +216,10 @@ mod tests {
             memory_mib: 512,
             kernel: "/vmlinux".into(),
             kernel_args: vec!["quiet".into()],
-            disks: vec![DiskSpec { layers: vec![layer(LayerFormat::Raw), layer(LayerFormat::Qcow2)], read_only: false }],
+            disks: vec![DiskSpec {
+                layers: vec![layer(LayerFormat::Raw), layer(LayerFormat::Qcow2)],
+                read_only: false,
+            }],
             vsock: VsockSpec { guest_cid: 3, socket: "/run/vsock".into() },
             console: ConsoleSpec { log: "/log".into(), bytes_max: 1 << 20 },
         }

@@ -4,6 +4,7 @@
 //! Knows nothing of machines: what a request means is [`crate::event_loop`]'s part.
 
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -62,15 +63,23 @@ pub enum Interest {
 }
 
 impl Control {
-    /// Listens at `path`. A socket that a dead process left there is replaced.
+    /// Listens at `path`. A socket that a dead process left there is replaced. The path appears only once a connection is
+    /// possible, so whoever waits for it need not try again.
     ///
     /// # Errors
     /// When the path cannot be bound; [`ErrorKind::AddrInUse`] when somebody listens there.
     pub fn bind(path: &Path) -> io::Result<Self> {
-        if UnixStream::connect(path).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused) {
-            std::fs::remove_file(path)?;
+        if UnixStream::connect(path).is_ok() {
+            return Err(ErrorKind::AddrInUse.into());
         }
-        let listener = UnixListener::bind(path)?;
+        let mut new = OsString::from(path);
+        new.push(".new");
+        match std::fs::remove_file(&new) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let listener = UnixListener::bind(&new)?;
+        std::fs::rename(&new, path)?;
         listener.set_nonblocking(true)?;
         Ok(Self { listener, _file: SocketFile(path.into()), connections: HashMap::new(), next: 0 })
     }
@@ -111,7 +120,11 @@ impl Control {
             Ok(interest) => Some(interest),
             Err(reason) => {
                 if let Some(reason) = reason {
-                    tracing::warn!(connection = id, reason = crate::host::chain(&reason), "A control connection is closed");
+                    tracing::warn!(
+                        connection = id,
+                        reason = crate::host::chain(&reason),
+                        "A control connection is closed"
+                    );
                 }
                 None
             }

@@ -4,7 +4,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use cove_protocol::vmm::{ExitReason, Stats};
@@ -24,6 +24,7 @@ pub struct Ending(Arc<EndingInner>);
 
 struct EndingInner {
     reason: Mutex<Option<ExitReason>>,
+    ended: Condvar,
     event: EventFd,
 }
 
@@ -33,7 +34,8 @@ impl Ending {
     /// # Errors
     /// When the system has no descriptor left.
     pub fn new() -> io::Result<Self> {
-        Ok(Self(Arc::new(EndingInner { reason: Mutex::new(None), event: EventFd::new(EFD_NONBLOCK)? })))
+        let event = EventFd::new(EFD_NONBLOCK)?;
+        Ok(Self(Arc::new(EndingInner { reason: Mutex::new(None), ended: Condvar::new(), event })))
     }
 
     /// The machine ends because of `reason`. Only the first call counts.
@@ -42,10 +44,17 @@ impl Ending {
         if first.is_none() {
             tracing::info!(?reason, "The machine ends");
             *first = Some(reason);
+            self.0.ended.notify_all();
             if let Err(error) = self.0.event.write(1) {
                 tracing::error!(%error, "Cannot signal the machine's end");
             }
         }
+    }
+
+    /// Waits for the end.
+    pub fn wait(&self) {
+        let reason = self.0.reason.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.0.ended.wait_while(reason, |reason| reason.is_none()).unwrap_or_else(PoisonError::into_inner));
     }
 
     /// The reason, once there is one.
@@ -189,7 +198,8 @@ impl Machine {
     fn assist_stats(&self) -> Vec<(String, u64)> {
         let counts: Vec<_> = self.parts.vcpus.iter().map(VcpuHandle::assist_counts).collect();
         let total = |index: usize| counts.iter().map(|vcpu| vcpu[index]).sum();
-        let named = Finished::ALL.iter().enumerate().map(|(index, finished)| (finished.name().to_owned(), total(index)));
+        let named =
+            Finished::ALL.iter().enumerate().map(|(index, finished)| (finished.name().to_owned(), total(index)));
         named.filter(|(_, count)| *count > 0).collect()
     }
 

@@ -177,6 +177,7 @@ impl VcpuHandle {
 
     /// Lets the vCPU go on.
     pub fn resume(&self) {
+        self.shared.orders().resting = false;
         self.order(Order::Run);
     }
 
@@ -247,6 +248,16 @@ impl Shared {
     }
 }
 
+impl Shared {
+    /// Tells whoever waits that the thread stands still.
+    fn say_resting(&self, orders: &mut Orders) {
+        if !orders.resting {
+            orders.resting = true;
+            self.changed.notify_all();
+        }
+    }
+}
+
 impl Counters {
     fn count(&self, kind: ExitKind) {
         self.exits[kind as usize].fetch_add(1, Ordering::Relaxed);
@@ -275,11 +286,8 @@ enum After {
 impl Runner {
     /// The thread's body: runs until ordered to end. After an end that came from the guest it waits for that order.
     fn run(mut self) {
-        let _panic_guard = PanicGuard {
-            id: self.id,
-            ending: self.surroundings.ending.clone(),
-            shared: Arc::clone(&self.shared),
-        };
+        let _panic_guard =
+            PanicGuard { id: self.id, ending: self.surroundings.ending.clone(), shared: Arc::clone(&self.shared) };
         let mut left = Instant::now();
         loop {
             self.target.clear();
@@ -293,7 +301,7 @@ impl Runner {
                     left = Instant::now();
                     continue;
                 }
-                Order::End => return self.rest_for_ever(),
+                Order::End => return self.shared.say_resting(&mut self.shared.orders()),
             }
             let entered = Instant::now();
             let after = self.enter();
@@ -313,12 +321,17 @@ impl Runner {
     fn rest(&mut self) -> bool {
         self.complete_pending_access();
         let mut orders = self.shared.orders();
-        orders.resting = true;
-        self.shared.changed.notify_all();
-        let paused = |orders: &mut Orders| orders.order == Order::Pause;
-        orders = self.shared.changed.wait_while(orders, paused).unwrap_or_else(PoisonError::into_inner);
-        orders.resting = orders.order == Order::End;
-        orders.order == Order::Run
+        loop {
+            match orders.order {
+                Order::Run => return true,
+                Order::End => break,
+                // Said anew each time: a resume and a pause may both have come since the last look.
+                Order::Pause => self.shared.say_resting(&mut orders),
+            }
+            orders = self.shared.changed.wait(orders).unwrap_or_else(PoisonError::into_inner);
+        }
+        self.shared.say_resting(&mut orders);
+        false
     }
 
     /// Answers [`VcpuHandle::sample`].
@@ -333,11 +346,6 @@ impl Runner {
         if samples.len() < SAMPLES_MAX {
             samples.push(Sample { rip: regs.rip, level: sregs.ss.dpl });
         }
-    }
-
-    fn rest_for_ever(&self) {
-        self.shared.orders().resting = true;
-        self.shared.changed.notify_all();
     }
 
     /// A port or memory read is finished by KVM only when the vCPU is entered again; until then its registers are not
@@ -494,8 +502,7 @@ impl Drop for PanicGuard {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.ending.set(ExitReason::HostFault(format!("The thread of vCPU {} panicked", self.id)));
-            self.shared.orders().resting = true;
-            self.shared.changed.notify_all();
+            self.shared.say_resting(&mut self.shared.orders());
         }
     }
 }

@@ -44,7 +44,7 @@ impl ConsoleLog {
     /// # Errors
     /// When the files cannot be read.
     pub fn tail(&mut self, bytes_max: usize) -> io::Result<Vec<u8>> {
-        self.flush()?;
+        self.write_buffer()?;
         let mut tail = read_end(&mut self.file, bytes_max)?;
         if tail.len() < bytes_max {
             match File::open(&self.old) {
@@ -58,6 +58,14 @@ impl ConsoleLog {
             }
         }
         Ok(tail)
+    }
+
+    fn write_buffer(&mut self) -> io::Result<()> {
+        let bytes = std::mem::take(&mut self.buffer);
+        let result = self.write_out(&bytes);
+        self.buffer = bytes;
+        self.buffer.clear();
+        result
     }
 
     fn write_out(&mut self, mut bytes: &[u8]) -> io::Result<()> {
@@ -80,26 +88,22 @@ impl ConsoleLog {
 impl Write for ConsoleLog {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.buffer.extend_from_slice(bytes);
-        // The serial port writes one byte at a time and flushes after each; lines are what is worth a system call.
         if self.buffer.len() >= BUFFER_BYTES || self.buffer.last() == Some(&b'\n') {
-            self.flush()?;
+            self.write_buffer()?;
         }
         Ok(bytes.len())
     }
 
+    /// Does nothing: the serial port flushes after each byte, and only lines are worth a system call.
     fn flush(&mut self) -> io::Result<()> {
-        let bytes = std::mem::take(&mut self.buffer);
-        let result = self.write_out(&bytes);
-        self.buffer = bytes;
-        self.buffer.clear();
-        result
+        Ok(())
     }
 }
 
 impl Drop for ConsoleLog {
     fn drop(&mut self) {
         // The machine ends: nobody is left to tell, and the log is for people only.
-        let _ = self.flush();
+        let _ = self.write_buffer();
     }
 }
 

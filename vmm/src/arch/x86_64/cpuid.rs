@@ -8,8 +8,7 @@ use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 
 /// Words for the guest's `clearcpuid=` on hosts that need the assist: features whose instructions its emulator lacks,
 /// and string instructions that it runs byte by byte.
-pub const ASSIST_CLEARED: &str =
-    "popcnt,rdtscp,invpcid,xsave,cx16,umip,fsgsbase,rdpid,smap,smep,erms,fsrm,fzrm,fsrs";
+pub const ASSIST_CLEARED: &str = "popcnt,rdtscp,invpcid,xsave,cx16,umip,fsgsbase,rdpid,smap,smep,erms,fsrm,fzrm,fsrs";
 
 /// The base of KVM's own leaves (Linux, Documentation/virt/kvm/x86/cpuid.rst).
 const KVM_FEATURES: u32 = 0x4000_0001;
@@ -19,17 +18,8 @@ const KVM_FEATURES: u32 = 0x4000_0001;
 const KVM_HYPERCALL_FEATURES: u32 = 1 << 7 | 1 << 9 | 1 << 11 | 1 << 12 | 1 << 13;
 
 /// Leaf 1 ECX: FMA, CX16, PDCM, PCID, SSE4.2, MOVBE, POPCNT, XSAVE, OSXSAVE, AVX, F16C.
-const ASSIST_1_ECX: u32 = 1 << 12
-    | 1 << 13
-    | 1 << 15
-    | 1 << 17
-    | 1 << 20
-    | 1 << 22
-    | 1 << 23
-    | 1 << 26
-    | 1 << 27
-    | 1 << 28
-    | 1 << 29;
+const ASSIST_1_ECX: u32 =
+    1 << 12 | 1 << 13 | 1 << 15 | 1 << 17 | 1 << 20 | 1 << 22 | 1 << 23 | 1 << 26 | 1 << 27 | 1 << 28 | 1 << 29;
 
 /// Leaf 7 EBX: FSGSBASE, HLE, AVX2, SMEP, ERMS, INVPCID, RTM, all of AVX-512, SMAP.
 const ASSIST_7_EBX: u32 = 1
@@ -138,7 +128,8 @@ mod tests {
             ..Default::default()
         };
         let all = u32::MAX;
-        CpuId::from_entries(&[entry(1, 0, all), entry(7, 0, all), entry(0xb, 1, 0), entry(KVM_FEATURES, 0, all)]).unwrap()
+        CpuId::from_entries(&[entry(1, 0, all), entry(7, 0, all), entry(0xb, 1, 0), entry(KVM_FEATURES, 0, all)])
+            .unwrap()
     }
 
     fn leaf(cpuid: &CpuId, function: u32) -> kvm_cpuid_entry2 {

@@ -1,9 +1,7 @@
 //! The vCPU as the assist sees it: registers, translation, injection. A trait, so that the assist's logic is tested
 //! without KVM; [`KvmCpu`] is the real one.
 
-use kvm_bindings::{
-    KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_USE_HW_BP, kvm_guest_debug, kvm_regs, kvm_sregs,
-};
+use kvm_bindings::{KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_USE_HW_BP, kvm_guest_debug, kvm_regs, kvm_sregs};
 use kvm_ioctls::{SyncReg, VcpuFd};
 use vm_memory::GuestMemoryMmap;
 
@@ -183,12 +181,10 @@ impl Cpu for KvmCpu<'_> {
     }
 
     fn set_breakpoint(&mut self, address: u64) -> Result<(), CpuError> {
-        let mut debug =
-            kvm_guest_debug { control: KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP, ..Default::default() };
+        let mut debug = kvm_guest_debug { control: KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP, ..Default::default() };
         debug.arch.debugreg[0] = address;
         // Reserved bit 10, and breakpoint 0 on: execution, one byte (Intel SDM 3B, 18.2.4).
         debug.arch.debugreg[7] = 1 << 10 | 1 << 1 | 1;
         self.fd.set_guest_debug(&debug).map_err(refused("set a breakpoint"))
     }
 }
-
