@@ -4,6 +4,8 @@
 //! type, which also keeps a foreign page's "simple" request out. No body at all counts as `{}`: the SDK sends some POSTs
 //! that way. Unknown fields are accepted, since the SDK and its documents know more fields than any server.
 
+use std::convert::Infallible;
+
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{FromRequest, FromRequestParts, RawPathParams, Request};
 use axum::http::request::Parts;
@@ -123,17 +125,18 @@ fn missing_field(reason: &str) -> Option<&str> {
     reason.strip_prefix("missing field `")?.strip_suffix('`')
 }
 
-/// The `{id}` of a path: a sandbox's or a template's, as text. What cannot be an id is answered as an unknown one.
+/// The `{id}` of a path: a sandbox's or a template's, as text. What is not even UTF-8 is answered like any unknown id.
 pub struct Id(pub String);
 
 impl<S: Send + Sync> FromRequestParts<S> for Id {
-    type Rejection = ApiError;
+    type Rejection = Infallible;
 
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
-        let unknown = |_| ApiError::new(StatusCode::NOT_FOUND, "NOT_FOUND", "The path is not UTF-8");
-        let params = RawPathParams::from_request_parts(parts, state).await.map_err(unknown)?;
-        let id = params.iter().find(|(name, _)| *name == "id").map(|(_, value)| value.to_owned());
-        id.map(Self).ok_or_else(|| ApiError::internal("The route has no id"))
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Infallible> {
+        let params = RawPathParams::from_request_parts(parts, state).await;
+        let id = params
+            .ok()
+            .and_then(|params| params.iter().find(|(name, _)| *name == "id").map(|(_, value)| value.to_owned()));
+        Ok(Self(id.unwrap_or_else(|| char::REPLACEMENT_CHARACTER.into())))
     }
 }
 

@@ -35,7 +35,7 @@ const EXIT_UNKNOWN: i32 = 255;
 /// Runs a command and answers at its end. A command that fails is a 200 with its exit code.
 #[utoipa::path(post, path = "/sandboxes/{id}/exec", tag = "exec", params(("id" = String, Path)), request_body = ExecBody,
     responses((status = 200, body = ExecData)))]
-pub async fn exec(
+pub async fn exec_command(
     State(api): State<Api>,
     Id(id): Id,
     JsonBody(body): JsonBody<ExecBody>,
@@ -50,7 +50,7 @@ pub async fn exec(
 /// `chunk_base64` instead of `line`.
 #[utoipa::path(post, path = "/sandboxes/{id}/exec/stream", tag = "exec", params(("id" = String, Path)),
     request_body = ExecBody, responses((status = 200, body = LineData, content_type = "text/event-stream")))]
-pub async fn exec_stream(
+pub async fn exec_command_stream(
     State(api): State<Api>,
     Id(id): Id,
     JsonBody(body): JsonBody<ExecBody>,

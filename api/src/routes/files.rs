@@ -39,13 +39,13 @@ const DEPTH_MAX: u32 = 64;
 
 pub(super) fn routes() -> OpenApiRouter<Api> {
     OpenApiRouter::default()
-        .routes(routes!(write))
-        .routes(routes!(write_legacy, list))
-        .routes(routes!(list_alias))
-        .routes(routes!(stat))
-        .routes(routes!(stat_legacy))
-        .routes(routes!(write_many))
-        .routes(routes!(write_many_legacy))
+        .routes(routes!(write_file))
+        .routes(routes!(write_file_legacy, list_files))
+        .routes(routes!(list_files_alias))
+        .routes(routes!(stat_file))
+        .routes(routes!(stat_file_legacy))
+        .routes(routes!(write_files))
+        .routes(routes!(write_files_legacy))
 }
 
 /// A path that can be one: absolute, not too long, without a zero byte.
@@ -118,7 +118,7 @@ async fn write_one(
 /// Writes a file; missing parents are made, an old file is replaced. `content` is text.
 #[utoipa::path(post, path = "/sandboxes/{id}/fs/write", tag = "files", params(("id" = String, Path)),
     request_body = WriteBody, responses((status = 200, body = Data<Written>)))]
-pub async fn write(
+pub async fn write_file(
     State(api): State<Api>,
     Id(id): Id,
     JsonBytes(body): JsonBytes<FILES_BODY_BYTES_MAX>,
@@ -129,7 +129,7 @@ pub async fn write(
 /// Writes a file; missing parents are made, an old file is replaced. `content` is base64.
 #[utoipa::path(post, path = "/sandboxes/{id}/files", tag = "files", params(("id" = String, Path)),
     request_body = WriteBody, responses((status = 200, body = Data<Written>)))]
-pub async fn write_legacy(
+pub async fn write_file_legacy(
     State(api): State<Api>,
     Id(id): Id,
     JsonBytes(body): JsonBytes<FILES_BODY_BYTES_MAX>,
@@ -177,7 +177,7 @@ fn content_of_many(file: &FileInMany<'_>, body: &Bytes) -> Result<Content, ApiEr
 /// Writes several files in order; one that fails does not stop the others.
 #[utoipa::path(post, path = "/sandboxes/{id}/fs/write-many", tag = "files", params(("id" = String, Path)),
     request_body = WriteManyBody, responses((status = 200, body = Data<WriteMany>)))]
-pub async fn write_many(
+pub async fn write_files(
     State(api): State<Api>,
     Id(id): Id,
     JsonBytes(body): JsonBytes<FILES_BODY_BYTES_MAX>,
@@ -188,7 +188,7 @@ pub async fn write_many(
 /// The same as `/fs/write-many`.
 #[utoipa::path(post, path = "/sandboxes/{id}/files/write-many", tag = "files", params(("id" = String, Path)),
     request_body = WriteManyBody, responses((status = 200, body = Data<WriteMany>)))]
-pub async fn write_many_legacy(
+pub async fn write_files_legacy(
     State(api): State<Api>,
     Id(id): Id,
     JsonBytes(body): JsonBytes<FILES_BODY_BYTES_MAX>,
@@ -218,7 +218,7 @@ async fn list_dir(api: &Api, id: &SandboxId, query: ListFilesQuery) -> Result<Js
 /// What is in a directory.
 #[utoipa::path(get, path = "/sandboxes/{id}/files", tag = "files", params(("id" = String, Path), ListFilesQuery),
     responses((status = 200, body = Data<Listing>)))]
-pub async fn list(
+pub async fn list_files(
     State(api): State<Api>,
     Id(id): Id,
     Query(query): Query<ListFilesQuery>,
@@ -229,7 +229,7 @@ pub async fn list(
 /// The same as `GET /sandboxes/{id}/files`.
 #[utoipa::path(get, path = "/sandboxes/{id}/files/list", tag = "files", params(("id" = String, Path), ListFilesQuery),
     responses((status = 200, body = Data<Listing>)))]
-pub async fn list_alias(
+pub async fn list_files_alias(
     State(api): State<Api>,
     Id(id): Id,
     Query(query): Query<ListFilesQuery>,
@@ -244,7 +244,7 @@ async fn stat_path(api: &Api, id: &SandboxId, path: &str) -> Result<Json<Data<Fi
 /// What is at a path; a symbolic link is not followed.
 #[utoipa::path(post, path = "/sandboxes/{id}/fs/stat", tag = "files", params(("id" = String, Path)),
     request_body = PathBody, responses((status = 200, body = Data<FileEntry>)))]
-pub async fn stat(
+pub async fn stat_file(
     State(api): State<Api>,
     Id(id): Id,
     JsonBody(body): JsonBody<PathBody>,
@@ -255,7 +255,7 @@ pub async fn stat(
 /// The same as `/fs/stat`.
 #[utoipa::path(post, path = "/sandboxes/{id}/files/stat", tag = "files", params(("id" = String, Path)),
     request_body = PathBody, responses((status = 200, body = Data<FileEntry>)))]
-pub async fn stat_legacy(
+pub async fn stat_file_legacy(
     State(api): State<Api>,
     Id(id): Id,
     JsonBody(body): JsonBody<PathBody>,

@@ -9,7 +9,7 @@ use super::sandbox_id;
 use crate::Api;
 use crate::error::ApiError;
 use crate::extract::{Id, Query, number};
-use crate::types::{Data, Health, Logs, MachineFigures, SystemInfo};
+use crate::types::{Data, Health, HostInfo, Logs, MachineFigures, SystemInfo};
 
 /// The server's version.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -30,7 +30,7 @@ pub async fn get_health() -> Json<Health> {
 /// What may be asked for, and what the host can do.
 #[utoipa::path(get, path = "/system", tag = "system", responses((status = 200, body = Data<SystemInfo>)))]
 pub async fn get_system(State(api): State<Api>) -> Json<Data<SystemInfo>> {
-    let (limits, host) = (api.engine.limits().into(), api.engine.host().into());
+    let (limits, host) = (api.engine.limits().into(), HostInfo::of(&api.engine));
     Json(Data { data: SystemInfo { version: VERSION, limits, host } })
 }
 

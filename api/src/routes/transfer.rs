@@ -34,14 +34,17 @@ const FILE_MODE: u32 = 0o644;
 
 pub(super) fn routes() -> OpenApiRouter<Api> {
     OpenApiRouter::default()
-        .routes(routes!(download))
-        .routes(routes!(download_alias))
-        .routes(routes!(download_path, upload, remove))
+        .routes(routes!(download_file))
+        .routes(routes!(download_file_alias))
+        .routes(routes!(download_file_by_path, upload_file, remove_file))
         // Files of the root directory whose names are those of other routes.
-        .route("/sandboxes/{id}/files/read", delete(remove).put(upload))
-        .route("/sandboxes/{id}/files/list", delete(remove).put(upload))
-        .route("/sandboxes/{id}/files/stat", delete(remove).put(upload).merge(get(download_path)))
-        .route("/sandboxes/{id}/files/write-many", delete(remove).put(upload).merge(get(download_path)))
+        .route("/sandboxes/{id}/files/read", delete(remove_file).put(upload_file))
+        .route("/sandboxes/{id}/files/list", delete(remove_file).put(upload_file))
+        .route("/sandboxes/{id}/files/stat", delete(remove_file).put(upload_file).merge(get(download_file_by_path)))
+        .route(
+            "/sandboxes/{id}/files/write-many",
+            delete(remove_file).put(upload_file).merge(get(download_file_by_path)),
+        )
 }
 
 /// What stands after `/files/` in the URL: a path in the sandbox without its leading slash, percent-encoded.
@@ -127,7 +130,7 @@ fn exactly(
 /// The bytes of a file.
 #[utoipa::path(get, path = "/sandboxes/{id}/fs/download", tag = "files", params(("id" = String, Path), ReadQuery),
     responses((status = 200, body = [u8], content_type = "application/octet-stream")))]
-pub async fn download(
+pub async fn download_file(
     State(api): State<Api>,
     Id(id): Id,
     Query(query): Query<ReadQuery>,
@@ -138,7 +141,7 @@ pub async fn download(
 /// The same as `/fs/download`.
 #[utoipa::path(get, path = "/sandboxes/{id}/files/read", tag = "files", params(("id" = String, Path), ReadQuery),
     responses((status = 200, body = [u8], content_type = "application/octet-stream")))]
-pub async fn download_alias(
+pub async fn download_file_alias(
     State(api): State<Api>,
     Id(id): Id,
     Query(query): Query<ReadQuery>,
@@ -149,7 +152,7 @@ pub async fn download_alias(
 /// The bytes of a file whose path is in the URL, each segment percent-encoded.
 #[utoipa::path(get, path = "/sandboxes/{id}/files/{*path}", tag = "files", params(("id" = String, Path), ("path" = String, Path)),
     responses((status = 200, body = [u8], content_type = "application/octet-stream")))]
-pub async fn download_path(
+pub async fn download_file_by_path(
     State(api): State<Api>,
     Id(id): Id,
     PathInUrl(path): PathInUrl,
@@ -169,7 +172,7 @@ pub struct UploadQuery {
     params(("id" = String, Path), ("path" = String, Path), UploadQuery),
     request_body(content = [u8], content_type = "application/octet-stream"),
     responses((status = 200, body = Data<Written>)))]
-pub async fn upload(
+pub async fn upload_file(
     State(api): State<Api>,
     Id(id): Id,
     PathInUrl(path): PathInUrl,
@@ -198,7 +201,7 @@ pub struct RemoveQuery {
 /// Removes a file or directory.
 #[utoipa::path(delete, path = "/sandboxes/{id}/files/{*path}", tag = "files",
     params(("id" = String, Path), ("path" = String, Path), RemoveQuery), responses((status = 200, body = Data<Removed>)))]
-pub async fn remove(
+pub async fn remove_file(
     State(api): State<Api>,
     Id(id): Id,
     PathInUrl(path): PathInUrl,

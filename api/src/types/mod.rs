@@ -12,7 +12,7 @@ pub use files::{
     WriteManyBody, Written,
 };
 pub use sandbox::{CreateBody, DestroyedRecord, Readiness, SandboxRecord, WaitOver};
-pub use system::{Health, Logs, MachineFigures, SystemInfo};
+pub use system::{Health, HostInfo, Logs, MachineFigures, SystemInfo};
 pub use template::{TemplateList, TemplateRecord};
 
 use serde::Serialize;

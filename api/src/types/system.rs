@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use cove_engine::protocol::vmm::{HostProbe, Stats};
-use cove_engine::{Limits, Shape};
+use cove_engine::protocol::vmm::Stats;
+use cove_engine::{Engine, Limits, Shape};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -76,7 +76,7 @@ impl From<Limits> for LimitsInfo {
 pub struct HostInfo {
     /// The KVM device.
     pub kvm: String,
-    /// Why there is no usable KVM, and what to do.
+    /// Why no sandbox can be made here, and what to do.
     pub problem: Option<String>,
     /// The host emulates the guest's kernel, and the vmm helps.
     pub assist: bool,
@@ -88,11 +88,13 @@ pub struct HostInfo {
     pub module: String,
 }
 
-impl From<&HostProbe> for HostInfo {
-    fn from(probe: &HostProbe) -> Self {
+impl HostInfo {
+    /// What `engine` found at its start.
+    pub fn of(engine: &Engine) -> Self {
+        let probe = engine.host();
         Self {
             kvm: probe.kvm.display().to_string(),
-            problem: probe.problem.clone(),
+            problem: engine.host_problem().map(str::to_owned),
             assist: probe.assist,
             vcpus_max: probe.vcpus_max,
             cpu_model: probe.cpu_model.clone(),

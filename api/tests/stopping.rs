@@ -1,0 +1,48 @@
+//! Stopping, and what every connection is like.
+
+use std::net::Ipv4Addr;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+
+use crate::harness::{TOKEN, TestServer};
+
+#[tokio::test]
+async fn a_stopping_server_closes_idle_connections_and_returns() {
+    let server = TestServer::start().await;
+    let mut connection = TcpStream::connect((Ipv4Addr::LOCALHOST, server.port)).await.unwrap();
+    let request = format!(
+        "GET /api/v1/sandboxes HTTP/1.1\r\nHost: 127.0.0.1:{}\r\nAuthorization: Bearer {TOKEN}\r\n\r\n",
+        server.port
+    );
+    connection.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = vec![0; 4096];
+    let read = connection.read(&mut answer).await.unwrap();
+    let answer = String::from_utf8_lossy(&answer[..read]).into_owned();
+    // Head and body came in one piece.
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("{\"data\":[]}"), "{answer}");
+    assert!(answer.contains("content-length: 11"), "{answer}");
+    server.stop().await;
+    assert_eq!(connection.read(&mut [0; 16]).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn only_loopback_is_served() {
+    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).await.unwrap();
+    let refused = cove_api::serve(listener, axum::Router::new(), CancellationToken::new()).await.unwrap_err();
+    assert!(refused.to_string().contains("loopback only"), "{refused}");
+}
+
+#[tokio::test]
+async fn small_answers_do_not_wait_for_acknowledgements() {
+    let server = TestServer::start().await;
+    server.get("/sandboxes").await;
+    let began = std::time::Instant::now();
+    for _ in 0..50 {
+        assert_eq!(server.get("/sandboxes").await.status, 200);
+    }
+    let each_ms = began.elapsed().as_millis() / 50;
+    assert!(each_ms < 30, "{each_ms} ms each");
+    server.stop().await;
+}
