@@ -153,7 +153,7 @@ impl Guest {
         (self.host_buffer, self.host_read) = (word(36), word(40));
         self.driver.submit(RX, &[buffer]);
         // Linux refills its queue at half.
-        if head as usize % (self.receive.len() / 2) == 0 {
+        if (head as usize).is_multiple_of(self.receive.len() / 2) {
             self.driver.kick(RX);
         }
         ((word(28) >> 16) as u16, word(24))
