@@ -201,10 +201,10 @@ fn answer(machine: &mut Option<Machine>, end: &mut Option<ExitReason>, request: 
         (Request::Start(spec), None) => start(machine, *spec),
         (Request::Start(_), Some(_)) => invalid("The machine has been started already"),
         (_, None) => invalid("The machine has not been started"),
-        (Request::Pause, Some(machine)) => {
-            machine.pause();
-            Reply::Done
-        }
+        (Request::Pause, Some(machine)) => match machine.pause() {
+            Ok(()) => Reply::Done,
+            Err(error) => Reply::Error { kind: ErrorKind::Host, message: chain(&error) },
+        },
         (Request::Resume, Some(machine)) => {
             machine.resume();
             Reply::Done

@@ -5,7 +5,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use cove_protocol::vmm::{ExitReason, Stats};
 use kvm_ioctls::VmFd;
@@ -69,6 +69,16 @@ impl AsRawFd for Ending {
     }
 }
 
+/// How long a vCPU may take to stand still. It takes microseconds, on a crowded host milliseconds.
+const REST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A vCPU that does not stand still.
+#[derive(Debug, thiserror::Error)]
+#[error("vCPU {vcpu} did not come to rest within {} s", REST_TIMEOUT.as_secs())]
+pub struct StuckError {
+    vcpu: usize,
+}
+
 /// What [`crate::builder`] puts into a machine.
 pub struct Parts {
     /// The vCPUs, at rest.
@@ -107,15 +117,24 @@ impl Machine {
     }
 
     /// Stops the vCPUs, then brings every device to rest. A no-op while paused.
-    pub fn pause(&mut self) {
+    ///
+    /// # Errors
+    /// [`StuckError`] when KVM does not let go of a vCPU; the machine runs on.
+    pub fn pause(&mut self) -> Result<(), StuckError> {
         if self.paused {
-            return;
+            return Ok(());
         }
-        self.stop_vcpus();
+        // All are told before any is waited for, so that they stop together.
+        self.parts.vcpus.iter().for_each(VcpuHandle::ask_pause);
+        if let Err(error) = self.wait_resting() {
+            self.parts.vcpus.iter().for_each(VcpuHandle::resume);
+            return Err(error);
+        }
         for transport in &self.parts.transports {
             lock(transport).pause();
         }
         self.paused = true;
+        Ok(())
     }
 
     /// Lets devices and vCPUs go on. A no-op while running.
@@ -134,14 +153,24 @@ impl Machine {
 
     /// Ends the machine: vCPUs stop for good, devices make durable what they acknowledged.
     pub fn end(self) {
-        for vcpu in &self.parts.vcpus {
-            vcpu.ask_end();
-        }
-        for vcpu in &self.parts.vcpus {
-            vcpu.wait_paused();
-        }
+        self.parts.vcpus.iter().for_each(VcpuHandle::ask_end);
+        let stuck = self.wait_resting();
         for transport in &self.parts.transports {
             lock(transport).pause();
+        }
+        if let Err(error) = stuck {
+            tracing::error!(%error, "The machine is left to the process's end");
+            // Guest memory must not go while a vCPU may still write to it.
+            std::mem::forget(self);
+        }
+    }
+
+    fn wait_resting(&self) -> Result<(), StuckError> {
+        let deadline = Instant::now() + REST_TIMEOUT;
+        let stuck = |vcpu: &VcpuHandle| !vcpu.wait_resting(deadline.saturating_duration_since(Instant::now()));
+        match self.parts.vcpus.iter().position(stuck) {
+            Some(vcpu) => Err(StuckError { vcpu }),
+            None => Ok(()),
         }
     }
 
@@ -201,16 +230,6 @@ impl Machine {
         let named =
             Finished::ALL.iter().enumerate().map(|(index, finished)| (finished.name().to_owned(), total(index)));
         named.filter(|(_, count)| *count > 0).collect()
-    }
-
-    fn stop_vcpus(&self) {
-        // All are told before any is waited for, so that they stop together.
-        for vcpu in &self.parts.vcpus {
-            vcpu.ask_pause();
-        }
-        for vcpu in &self.parts.vcpus {
-            vcpu.wait_paused();
-        }
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use kvm_bindings::kvm_run;
 use kvm_ioctls::VcpuFd;
-use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
+use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler, unblock_signal};
 
 thread_local! {
     /// The shared page of the vCPU that this thread runs, for the signal handler. Null on every other thread.
@@ -52,6 +52,10 @@ pub struct KickTarget {
 impl KickTarget {
     /// Makes `vcpu` the current thread's.
     pub fn new(mut vcpu: VcpuFd) -> Self {
+        // Whoever started the process may have blocked it.
+        if let Err(error) = unblock_signal(kick_signal()) {
+            tracing::warn!(?error, "Cannot unblock the signal that stops a vCPU");
+        }
         RUN.set(vcpu.get_kvm_run());
         Self { vcpu }
     }

@@ -12,7 +12,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use cove_protocol::vmm::{ExitReason, VcpuStats};
 use kvm_bindings::KVM_INTERNAL_ERROR_EMULATION;
@@ -169,10 +169,15 @@ impl VcpuHandle {
         self.kick();
     }
 
-    /// Waits until the vCPU stands still after [`VcpuHandle::ask_pause`].
-    pub fn wait_paused(&self) {
+    /// Waits until the vCPU stands still after [`VcpuHandle::ask_pause`] or [`VcpuHandle::ask_end`]; false when it does
+    /// not within `timeout`.
+    #[must_use]
+    pub fn wait_resting(&self, timeout: Duration) -> bool {
         let orders = self.shared.orders();
-        drop(self.shared.changed.wait_while(orders, |orders| !orders.resting).unwrap_or_else(PoisonError::into_inner));
+        let moving = |orders: &mut Orders| !orders.resting;
+        let (orders, _) =
+            self.shared.changed.wait_timeout_while(orders, timeout, moving).unwrap_or_else(PoisonError::into_inner);
+        orders.resting
     }
 
     /// Lets the vCPU go on.

@@ -8,7 +8,7 @@ use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 
 /// Words for the guest's `clearcpuid=` on hosts that need the assist: features whose instructions its emulator lacks,
 /// and string instructions that it runs byte by byte.
-pub const ASSIST_CLEARED: &str = "popcnt,rdtscp,invpcid,xsave,cx16,umip,fsgsbase,rdpid,smap,smep,erms,fsrm,fzrm,fsrs";
+pub const ASSIST_CLEARED: &str = "popcnt,rdtscp,invpcid,xsave,cx16,umip,fsgsbase,rdpid,smap,smep,erms,fsrm";
 
 /// The base of KVM's own leaves (Linux, Documentation/virt/kvm/x86/cpuid.rst).
 const KVM_FEATURES: u32 = 0x4000_0001;
