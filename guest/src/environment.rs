@@ -28,7 +28,9 @@ impl<'a> Environment<'a> {
             ("USER", &account.name),
             ("LOGNAME", &account.name),
             ("SHELL", &account.shell),
-            ("LANG", "C.UTF-8"),
+            // Not LANG: every program would load twelve locale files at its start, of which only this one says something
+            // that the built-in locale does not. On a host that emulates the guest's kernel that is 0.2 s a program.
+            ("LC_CTYPE", "C.UTF-8"),
         ]);
         for (name, value) in sandbox.iter().chain(request) {
             check(name, value)?;
@@ -73,10 +75,10 @@ mod tests {
 
     #[test]
     fn the_request_wins_over_the_sandbox_and_the_sandbox_over_the_defaults() {
-        let (root, sandbox, request) = (Account::root(), pairs(&[("A", "1"), ("LANG", "C")]), pairs(&[("A", "2")]));
+        let (root, sandbox, request) = (Account::root(), pairs(&[("A", "1"), ("LC_CTYPE", "C")]), pairs(&[("A", "2")]));
         let merged = Environment::merge(&root, &sandbox, &request).unwrap();
         let strings: Vec<_> = merged.strings().into_iter().map(|s| s.into_string().unwrap()).collect();
-        assert!(strings.contains(&"A=2".into()) && strings.contains(&"LANG=C".into()), "{strings:?}");
+        assert!(strings.contains(&"A=2".into()) && strings.contains(&"LC_CTYPE=C".into()), "{strings:?}");
         assert!(strings.contains(&"HOME=/root".into()) && strings.contains(&format!("PATH={DEFAULT_PATH}")));
     }
 

@@ -4,10 +4,11 @@
 //! ([`Pipes::new`]), because on hosts that emulate the guest's kernel each system call before the start is felt.
 
 use std::{
-    ffi::CString,
+    ffi::{CStr, CString},
     fs::File,
     io,
     os::fd::{AsFd, OwnedFd},
+    sync::Arc,
 };
 
 use cove_protocol::guest::{Command, DEFAULT_CWD, ErrorKind, Exec};
@@ -22,11 +23,12 @@ use crate::{
     environment::Environment,
     failure::{Failure, absolute},
     process::{Program, SpawnError, Spawner, Stdio, Step},
+    shell::{self, FastShell},
 };
 
-/// Shells that run a line, the best first. Not as a login shell: that would read profile files on each command, and all
-/// they would set is in the environment already.
-const SHELLS: [&str; 2] = ["/bin/bash", "/bin/sh"];
+/// Shells that run a line, the best first, after the fast one. Not as a login shell: that would read profile files on
+/// each command, and all they would set is in the environment already.
+const SHELLS: [&CStr; 2] = [c"/bin/bash", c"/bin/sh"];
 
 /// The output pipes of one command.
 #[derive(Debug)]
@@ -71,6 +73,7 @@ pub struct Launched {
 #[derive(Debug)]
 pub struct Launcher {
     spawner: Spawner,
+    shell: Arc<FastShell>,
     null: File,
 }
 
@@ -79,8 +82,8 @@ impl Launcher {
     ///
     /// # Errors
     /// When there is no `/dev/null`.
-    pub fn new() -> io::Result<Self> {
-        Ok(Self { spawner: Spawner::default(), null: File::open("/dev/null")? })
+    pub fn new(shell: Arc<FastShell>) -> io::Result<Self> {
+        Ok(Self { spawner: Spawner::default(), shell, null: File::open("/dev/null")? })
     }
 
     /// Starts the command of a request with `sandbox`'s environment under its own.
@@ -88,7 +91,7 @@ impl Launcher {
     /// # Errors
     /// Names the field that is wrong, or what could not be run.
     pub fn launch(&mut self, exec: &Exec, sandbox: &[(String, String)], pipes: Pipes) -> Result<Launched, Failure> {
-        let program = program(exec, sandbox)?;
+        let program = self.program(exec, sandbox)?;
         let stdin = if exec.stdin { Some(input_pipe()?) } else { None };
         let stdio = Stdio {
             stdin: stdin.as_ref().map_or(self.null.as_fd(), |(_, theirs)| theirs.as_fd()),
@@ -97,6 +100,28 @@ impl Launcher {
         };
         let pid = self.spawner.spawn(&program, stdio).map_err(|error| explain(exec, &program, &error))?;
         Ok(Launched { pid, stdin: stdin.map(|(ours, _)| ours), stdout: pipes.stdout.0, stderr: pipes.stderr.0 })
+    }
+
+    fn program(&self, exec: &Exec, sandbox: &[(String, String)]) -> Result<Program, Failure> {
+        let account = Account::find(exec.user.as_deref())?;
+        let environment = Environment::merge(&account, sandbox, &exec.env)?;
+        let (candidates, argv) = match &exec.command {
+            Command::Shell(line) => self.shell(line)?,
+            Command::Argv(words) => argv(words, environment.path())?,
+        };
+        Ok(Program {
+            candidates,
+            argv,
+            env: environment.strings(),
+            cwd: absolute("cwd", exec.cwd.as_deref().unwrap_or(DEFAULT_CWD))?,
+            identity: account.identity,
+        })
+    }
+
+    fn shell(&self, line: &str) -> Result<CandidatesAndArgv, Failure> {
+        let fast = self.shell.is_good().then_some(shell::COPY);
+        let candidates = fast.into_iter().chain(SHELLS).map(CStr::to_owned).collect();
+        Ok((candidates, vec![word("bash")?, word("-c")?, word(line)?]))
     }
 }
 
@@ -110,28 +135,7 @@ fn input_pipe() -> Result<(OwnedFd, OwnedFd), Failure> {
     make().map_err(|error: rustix::io::Errno| Failure::io("Cannot make a pipe".into(), &error.into()))
 }
 
-fn program(exec: &Exec, sandbox: &[(String, String)]) -> Result<Program, Failure> {
-    let account = Account::find(exec.user.as_deref())?;
-    let environment = Environment::merge(&account, sandbox, &exec.env)?;
-    let (candidates, argv) = match &exec.command {
-        Command::Shell(line) => shell(line)?,
-        Command::Argv(words) => argv(words, environment.path())?,
-    };
-    Ok(Program {
-        candidates,
-        argv,
-        env: environment.strings(),
-        cwd: absolute("cwd", exec.cwd.as_deref().unwrap_or(DEFAULT_CWD))?,
-        identity: account.identity,
-    })
-}
-
 type CandidatesAndArgv = (Vec<CString>, Vec<CString>);
-
-fn shell(line: &str) -> Result<CandidatesAndArgv, Failure> {
-    let candidates = SHELLS.iter().map(|path| word(path)).collect::<Result<_, _>>()?;
-    Ok((candidates, vec![word("bash")?, word("-c")?, word(line)?]))
-}
 
 fn argv(words: &[String], path: &str) -> Result<CandidatesAndArgv, Failure> {
     let Some(name) = words.first().filter(|name| !name.is_empty()) else {
@@ -153,7 +157,7 @@ fn word(text: &str) -> Result<CString, Failure> {
 fn explain(exec: &Exec, program: &Program, error: &SpawnError) -> Failure {
     let name = match &exec.command {
         Command::Argv(words) => words.first().map_or("", String::as_str),
-        Command::Shell(_) => SHELLS[0],
+        Command::Shell(_) => "/bin/bash",
     };
     let errno = error.source.raw_os_error();
     match error.step {

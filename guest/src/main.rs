@@ -18,6 +18,8 @@ mod command;
 
 mod launch;
 
+mod shell;
+
 mod environment;
 
 mod accounts;
@@ -41,7 +43,7 @@ mod power;
 #[allow(unsafe_code)]
 mod vsock;
 
-use std::{env, fs, io, os::fd::OwnedFd, os::unix::net::UnixListener, process::ExitCode};
+use std::{env, fs, io, os::fd::OwnedFd, os::unix::net::UnixListener, process::ExitCode, sync::Arc, thread};
 
 use cove_protocol::{
     guest::Reply,
@@ -51,8 +53,12 @@ use cove_protocol::{
 use crate::{
     machine::{Machine, Process, uptime_us},
     server::{Host, Server},
+    shell::FastShell,
     transport::Transport,
 };
+
+/// Bytes of the stack of the thread that makes the shell.
+const SHELL_STACK_BYTES: usize = 64 << 10;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
@@ -76,14 +82,31 @@ fn serve_machine() -> io::Result<()> {
     let listener = vsock::listener(AGENT_PORT)?;
     let mut machine = Machine { boot_us: uptime_us() };
     let hello = machine.hello();
-    let mut server = Server::new(listener, &mut machine)?;
+    let shell = Arc::new(FastShell::default());
+    let mut server = Server::new(listener, &mut machine, Arc::clone(&shell))?;
+    shell.expect();
     if let Err(error) = announce(&hello) {
         eprintln!("cove-agent: the host does not listen for the ready call: {error}");
     }
+    prepare_shell(shell);
     let mut transport = server.run()?;
     drop(server);
     power::off(&mut transport);
     Err(io::Error::other("the machine would not end"))
+}
+
+/// Has the shell made while the host learns that the agent is ready.
+fn prepare_shell(shell: Arc<FastShell>) {
+    let preparing = Arc::clone(&shell);
+    let prepare = move || {
+        if let Err(error) = preparing.prepare() {
+            eprintln!("cove-agent: lines run in /bin/bash, the fast shell cannot be made: {error}");
+        }
+    };
+    if let Err(error) = thread::Builder::new().stack_size(SHELL_STACK_BYTES).spawn(prepare) {
+        eprintln!("cove-agent: cannot start a thread: {error}");
+        shell.give_up();
+    }
 }
 
 /// Tells the host that the agent serves.
@@ -100,7 +123,7 @@ fn serve_unix(path: &str) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     let mut process = Process { boot_us: uptime_us() };
     println!("ready");
-    let served = Server::new(OwnedFd::from(listener), &mut process)?.run();
+    let served = Server::new(OwnedFd::from(listener), &mut process, Arc::default())?.run();
     let removed = fs::remove_file(path);
     served?.send_all(&Reply::Done).map_err(io::Error::other)?;
     removed

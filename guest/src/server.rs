@@ -13,6 +13,7 @@
 use std::{
     io,
     os::fd::{AsFd, OwnedFd},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -28,6 +29,7 @@ use crate::{
     failure::Failure,
     launch::{Launcher, Pipes},
     reaper::Reaper,
+    shell::FastShell,
     transport::{Received, Transport},
     workers::{Job, Workers},
 };
@@ -148,14 +150,14 @@ impl<'a> Server<'a> {
     ///
     /// # Errors
     /// When the kernel lacks a descriptor.
-    pub fn new(listener: OwnedFd, host: &'a mut dyn Host) -> io::Result<Self> {
+    pub fn new(listener: OwnedFd, host: &'a mut dyn Host, shell: Arc<FastShell>) -> io::Result<Self> {
         let server = Self {
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             listener,
             host,
             reaper: Reaper::new()?,
             workers: Workers::new()?,
-            launcher: Launcher::new()?,
+            launcher: Launcher::new(shell)?,
             environment: Vec::new(),
             connections: Vec::new(),
             lent: 0,
