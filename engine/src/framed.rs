@@ -75,4 +75,10 @@ impl FrameWriter {
     pub(crate) async fn write<T: Serialize>(&mut self, message: &T) -> Result<(), FrameError> {
         Ok(self.stream.write_all(&frame::encode(message)?).await?)
     }
+
+    /// The stream itself, for tests that write what no frame may be.
+    #[cfg(test)]
+    pub(crate) fn into_stream(self) -> OwnedWriteHalf {
+        self.stream
+    }
 }

@@ -6,9 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cove_engine::protocol::guest::{Command, Exec, Exit, ExitStatus, Stream};
-use cove_engine::{
-    Engine, EngineConfig, Error, ExecEvent, Sandbox, SandboxId, SandboxSpec, SandboxState,
-};
+use cove_engine::{Engine, EngineConfig, Error, ExecEvent, Sandbox, SandboxId, SandboxSpec, SandboxState};
 use futures_util::StreamExt;
 use tempfile::TempDir;
 use tokio::time::Instant;
@@ -38,8 +36,12 @@ impl Host {
 
     /// A running sandbox of the smallest shape.
     async fn sandbox(&self, change: impl FnOnce(&mut SandboxSpec)) -> Sandbox {
-        let mut spec =
-            SandboxSpec { cpu_count: Some(1), memory_mb: Some(512), disk_size_mb: Some(2048), ..SandboxSpec::default() };
+        let mut spec = SandboxSpec {
+            cpu_count: Some(1),
+            memory_mb: Some(512),
+            disk_size_mb: Some(2048),
+            ..SandboxSpec::default()
+        };
         change(&mut spec);
         let sandbox = self.engine.create(spec).await.unwrap();
         assert_eq!(sandbox.state, SandboxState::Creating);
@@ -112,7 +114,8 @@ async fn a_sandbox_runs_commands_and_keeps_files_until_it_is_destroyed() {
     eprintln!("ready after {:?}, boot_ms {:?}, granted {:?}", begun.elapsed(), sandbox.boot_ms, sandbox.cpu_granted);
     let id = &sandbox.id;
 
-    let (stdout, stderr, exit) = run(engine, id, shell("echo $COLOUR; pwd; hostname; echo oops >&2; exit 3")).await.unwrap();
+    let (stdout, stderr, exit) =
+        run(engine, id, shell("echo $COLOUR; pwd; hostname; echo oops >&2; exit 3")).await.unwrap();
     assert_eq!(stdout, format!("blue\n/workspace\n{}\n", id.as_str().replace('_', "-")));
     assert_eq!((stderr.as_str(), exit.status), ("oops\n", ExitStatus::Code(3)));
 

@@ -2,6 +2,7 @@
 
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use cove_protocol::frame::FrameError;
@@ -18,6 +19,9 @@ use crate::framed::FrameWriter;
 
 /// Chunks of a file that wait for their taker.
 const CHUNKS_QUEUED_MAX: usize = 4;
+
+/// How long after a broken connection its last words may come.
+const REFUSAL_DEADLINE: Duration = Duration::from_secs(1);
 
 /// Most entries of one listing that are held.
 const ENTRIES_MAX: usize = 100_000;
@@ -100,7 +104,14 @@ impl Agent {
         // The agent may refuse before all is sent, and then takes no more.
         let sent = tokio::select! {
             reply = connection.framed.reader.read::<Reply>() => Err(reply),
-            sent = send_content(&mut connection.framed.writer, content) => Ok(sent?),
+            sent = send_content(&mut connection.framed.writer, content) => match sent {
+                // Closed: the refusal may have come just before.
+                Err(WriteError::Agent(error)) => match connection.receive(NAME, REFUSAL_DEADLINE).await {
+                    Ok(reply @ Reply::Error { .. }) => Err(Ok(Some(reply))),
+                    _ => return Err(error.into()),
+                },
+                other => Ok(other?),
+            },
         };
         let (bytes, reply) = match sent {
             Ok(bytes) => (Some(bytes), connection.receive(NAME, REPLY_DEADLINE).await?),

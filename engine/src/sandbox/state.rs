@@ -69,6 +69,23 @@ pub enum Action {
     Gone,
 }
 
+impl Action {
+    /// Every action.
+    pub const ALL: [Action; 11] = [
+        Action::Booted,
+        Action::PauseBegun,
+        Action::Saved,
+        Action::ResumeBegun,
+        Action::Woken,
+        Action::SnapshotBegun,
+        Action::SnapshotDoneRunning,
+        Action::SnapshotDonePaused,
+        Action::Failed,
+        Action::DestroyBegun,
+        Action::Gone,
+    ];
+}
+
 impl SandboxState {
     /// Every state.
     pub const ALL: [SandboxState; 9] = [
@@ -147,5 +164,99 @@ impl FromStr for SandboxState {
             return Ok(SandboxState::Creating);
         }
         Self::ALL.into_iter().find(|state| state.as_str() == text).ok_or_else(|| UnknownState(text.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Every state that can come after `state`, by any actions.
+    fn reachable(state: SandboxState) -> HashSet<SandboxState> {
+        let (mut found, mut todo) = (HashSet::from([state]), vec![state]);
+        while let Some(state) = todo.pop() {
+            let next = Action::ALL.into_iter().filter_map(|action| state.after(action));
+            todo.extend(next.filter(|next| found.insert(*next)));
+        }
+        found
+    }
+
+    #[test]
+    fn a_sandbox_boots_runs_and_goes() {
+        use SandboxState::*;
+        assert_eq!(Creating.after(Action::Booted), Some(Running));
+        assert_eq!(Running.after(Action::DestroyBegun), Some(Destroying));
+        assert_eq!(Destroying.after(Action::Gone), Some(Destroyed));
+        assert_eq!(Running.after(Action::Booted), None);
+        assert_eq!(Paused.after(Action::Booted), None);
+        assert_eq!(Destroying.after(Action::DestroyBegun), Some(Destroying));
+    }
+
+    #[test]
+    fn every_state_can_reach_destroyed_and_nothing_leaves_it() {
+        for state in SandboxState::ALL {
+            assert!(reachable(state).contains(&SandboxState::Destroyed), "{state}");
+        }
+        assert_eq!(reachable(SandboxState::Destroyed), HashSet::from([SandboxState::Destroyed]));
+        assert_eq!(reachable(SandboxState::Creating).len(), SandboxState::ALL.len(), "a state that nothing reaches");
+    }
+
+    #[test]
+    fn an_error_can_only_be_destroyed() {
+        for action in Action::ALL {
+            let expected = (action == Action::DestroyBegun).then_some(SandboxState::Destroying);
+            assert_eq!(SandboxState::Error.after(action), expected, "{action:?}");
+        }
+    }
+
+    #[test]
+    fn every_transitional_state_may_fail_and_no_settled_one_is_left_by_the_end_of_a_transition() {
+        for state in SandboxState::ALL.into_iter().filter(|state| state.is_transitional()) {
+            assert_eq!(state.after(Action::Failed), Some(SandboxState::Error), "{state}");
+        }
+        for ending in [Action::Booted, Action::Saved, Action::Woken, Action::Gone] {
+            for state in SandboxState::ALL.into_iter().filter(|state| !state.is_transitional()) {
+                assert_eq!(state.after(ending), None, "{state} {ending:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn names_are_read_back() {
+        for state in SandboxState::ALL {
+            assert_eq!(state.as_str().parse(), Ok(state));
+        }
+        assert_eq!("provisioning".parse(), Ok(SandboxState::Creating));
+        assert_eq!("stopped".parse::<SandboxState>(), Err(UnknownState("stopped".into())));
+    }
+
+    proptest! {
+        #[test]
+        fn no_sequence_of_actions_leaves_destroyed_or_error_but_by_destroy(
+            start in proptest::sample::select(SandboxState::ALL.to_vec()),
+            actions in proptest::collection::vec(proptest::sample::select(Action::ALL.to_vec()), 0..40),
+        ) {
+            let mut state = start;
+            for action in actions {
+                let Some(next) = state.after(action) else { continue };
+                prop_assert_ne!(state, SandboxState::Destroyed);
+                if state == SandboxState::Error {
+                    prop_assert_eq!(next, SandboxState::Destroying);
+                }
+                if next == SandboxState::Destroyed {
+                    prop_assert_eq!(state, SandboxState::Destroying);
+                }
+                state = next;
+            }
+            // Whatever happened, a destroy that succeeds is the end.
+            if state != SandboxState::Destroyed {
+                let end = state.after(Action::DestroyBegun).and_then(|state| state.after(Action::Gone));
+                prop_assert_eq!(end, Some(SandboxState::Destroyed));
+            }
+        }
     }
 }

@@ -1,1 +1,211 @@
+//! What a start makes of every kind of half-done work. The machines here are processes that only look like a vmm; real
+//! ones are found again in `engine/tests/real.rs`.
 
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Child, Command, Stdio};
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::config::Paths;
+use crate::db::tests::sandbox;
+use crate::db::{Db, OperationKind, TemplateVersion};
+use crate::sandbox::SandboxSpec;
+use crate::template::tests::template;
+use crate::{Engine, EngineConfig};
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// A data directory as an earlier server left it.
+struct Left {
+    folder: TempDir,
+    paths: Paths,
+    db: Db,
+}
+
+impl Left {
+    async fn new() -> Left {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = Paths { data: folder.path().join("data"), runtime: folder.path().join("run") };
+        for dir in [&paths.templates(), &paths.sandboxes(), &paths.runtime] {
+            fs::create_dir_all(dir).unwrap();
+        }
+        fs::set_permissions(&paths.runtime, fs::Permissions::from_mode(0o700)).unwrap();
+        let db = Db::open(&paths.database()).await.unwrap();
+        db.insert_template(&TemplateVersion { template: template(), root_modified_us: 0 }).await.unwrap();
+        Left { folder, paths, db }
+    }
+
+    /// A sandbox in `state`, with files and sockets.
+    async fn sandbox(&self, state: SandboxState, change: impl FnOnce(&mut Sandbox)) -> Sandbox {
+        let mut it = sandbox(SandboxSpec::default());
+        self.db.begin_create(&it, "v1", MINUTE).await.unwrap().unwrap();
+        self.files(&it.id);
+        change(&mut it);
+        it.state = state;
+        match state {
+            SandboxState::Creating => {}
+            SandboxState::Destroying => {
+                self.db.begin_operation(&it, OperationKind::Destroy, MINUTE).await.map(|_| ()).unwrap();
+            }
+            _ => self.db.end_operations(&it, Outcome::Done).await.unwrap(),
+        }
+        it
+    }
+
+    fn files(&self, id: &SandboxId) {
+        for dir in [self.paths.sandbox(id), self.paths.sockets(id)] {
+            fs::create_dir_all(dir).unwrap();
+        }
+        for file in [self.paths.disk(id), self.paths.console_log(id), self.paths.control_socket(id)] {
+            fs::write(file, "").unwrap();
+        }
+    }
+
+    /// A process that looks like the vmm of `control`; noted in the database for `noted`.
+    async fn process(&self, control: &Path, noted: Option<&SandboxId>) -> Child {
+        // A shell that waits for a line: nothing is left of it when it is killed.
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "read line", "vmm", "--control"]).arg(control).stdin(Stdio::piped());
+        let child = command.spawn().unwrap();
+        let found = loop {
+            let found = vmm_processes(&self.paths.runtime).unwrap();
+            if let Some((identity, _)) = found.into_iter().find(|(identity, _)| identity.pid == child.id()) {
+                break identity;
+            }
+        };
+        if let Some(id) = noted {
+            self.db.put_machine(id, found).await.unwrap();
+        }
+        child
+    }
+
+    /// Starts an engine on what was left. It finds no vmm, so it can make nothing new.
+    async fn start(self) -> (TempDir, Engine) {
+        self.db.close().await;
+        let config = EngineConfig {
+            data_dir: Some(self.paths.data.clone()),
+            runtime_dir: Some(self.paths.runtime.clone()),
+            guest_dir: Some("/nonexistent".into()),
+            vmm: Some("/nonexistent/vmm".into()),
+            ..EngineConfig::default()
+        };
+        let engine = Engine::start(config).await.unwrap();
+        (self.folder, engine)
+    }
+}
+
+/// A killed child of ours stays a zombie until it is waited for.
+fn assert_killed(child: &mut Child) {
+    use std::os::unix::process::ExitStatusExt;
+    assert_eq!(child.wait().unwrap().signal(), Some(9));
+}
+
+#[tokio::test]
+async fn a_half_done_create_is_undone() {
+    let left = Left::new().await;
+    let (noted, unnoted) =
+        (left.sandbox(SandboxState::Creating, |_| {}).await, left.sandbox(SandboxState::Creating, |_| {}).await);
+    let mut first = left.process(&left.paths.control_socket(&noted.id), Some(&noted.id)).await;
+    let mut second = left.process(&left.paths.control_socket(&unnoted.id), None).await;
+    let paths = left.paths.clone();
+    let (_folder, engine) = left.start().await;
+    assert_killed(&mut first);
+    assert_killed(&mut second);
+    for it in [noted, unnoted] {
+        let record = engine.get(it.id.as_str()).await.unwrap();
+        assert_eq!(record.state, SandboxState::Error);
+        assert_eq!(record.last_error.unwrap(), "the server ended while this sandbox was being created");
+        assert!(!paths.sockets(&it.id).exists() && !paths.disk(&it.id).exists());
+        assert_eq!(engine.destroy(&it.id).await.unwrap().state, SandboxState::Destroyed);
+        assert!(!paths.sandbox(&it.id).exists());
+    }
+    engine.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_half_done_destroy_is_finished() {
+    let left = Left::new().await;
+    let it = left.sandbox(SandboxState::Destroying, |_| {}).await;
+    let mut child = left.process(&left.paths.control_socket(&it.id), Some(&it.id)).await;
+    let paths = left.paths.clone();
+    let (_folder, engine) = left.start().await;
+    assert_killed(&mut child);
+    let deadline = tokio::time::Instant::now() + MINUTE;
+    let record = engine.wait_settled(&it.id, deadline).await.unwrap();
+    assert_eq!(record.state, SandboxState::Destroyed);
+    assert!(record.destroyed_at.is_some());
+    assert!(!paths.sandbox(&it.id).exists() && !paths.sockets(&it.id).exists());
+    engine.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_running_sandbox_without_its_machine_is_an_error_and_keeps_its_disk() {
+    let left = Left::new().await;
+    let it = left.sandbox(SandboxState::Running, |_| {}).await;
+    let (_, stranger) =
+        (left.db.put_machine(&it.id, MachineRow { pid: 1, start_ticks: 0 }).await.unwrap(), it.id.clone());
+    let paths = left.paths.clone();
+    let (_folder, engine) = left.start().await;
+    let record = engine.get(stranger.as_str()).await.unwrap();
+    assert_eq!(record.state, SandboxState::Error);
+    assert_eq!(record.last_error.unwrap(), "its machine ended while no server watched it");
+    assert!(paths.disk(&it.id).exists() && !paths.sockets(&it.id).exists());
+    engine.destroy(&it.id).await.unwrap();
+    engine.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_machine_whose_sockets_are_dead_is_killed() {
+    let left = Left::new().await;
+    let it = left.sandbox(SandboxState::Running, |_| {}).await;
+    let mut child = left.process(&left.paths.control_socket(&it.id), Some(&it.id)).await;
+    let (_folder, engine) = left.start().await;
+    assert_killed(&mut child);
+    let record = engine.get(it.id.as_str()).await.unwrap();
+    assert_eq!(record.state, SandboxState::Error);
+    assert!(record.last_error.unwrap().starts_with("its machine was found again but not its agent"));
+    engine.destroy(&it.id).await.unwrap();
+    engine.shutdown().await;
+}
+
+#[tokio::test]
+async fn what_belongs_to_no_sandbox_is_removed_and_what_is_not_ours_is_left_alone() {
+    let left = Left::new().await;
+    let orphan = SandboxId::generate();
+    left.files(&orphan);
+    let mut ours = left.process(&left.paths.control_socket(&orphan), None).await;
+    let foreign = left.paths.runtime.join("something-else");
+    fs::create_dir(&foreign).unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let mut other = Command::new("/bin/sh")
+        .args(["-c", "read line", "vmm", "--control"])
+        .arg(elsewhere.path().join("control.sock"))
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let paths = left.paths.clone();
+    let (_folder, engine) = left.start().await;
+    assert_killed(&mut ours);
+    assert!(!paths.sandbox(&orphan).exists() && !paths.sockets(&orphan).exists());
+    assert!(foreign.exists());
+    assert!(other.try_wait().unwrap().is_none(), "a process of another data directory was killed");
+    other.kill().unwrap();
+    other.wait().unwrap();
+    engine.shutdown().await;
+}
+
+#[tokio::test]
+async fn without_a_vmm_the_engine_starts_and_a_create_says_what_is_missing() {
+    let left = Left::new().await;
+    let (_folder, engine) = left.start().await;
+    assert!(engine.host_problem().unwrap().contains("/nonexistent/vmm"));
+    let error = engine.create(SandboxSpec::default()).await.unwrap_err();
+    assert!(matches!(&error, Error::HostNotReady { problem } if problem.contains("COVE_VMM")), "{error}");
+    assert!(matches!(engine.get("sbx_missing").await.unwrap_err(), Error::SandboxNotFound(_)));
+    assert!(matches!(engine.get("../etc").await.unwrap_err(), Error::SandboxNotFound(_)));
+    assert_eq!(engine.templates().await.unwrap().len(), 1);
+    engine.shutdown().await;
+    let error = engine.create(SandboxSpec::default()).await.unwrap_err();
+    assert!(matches!(error, Error::ShuttingDown), "{error}");
+}
