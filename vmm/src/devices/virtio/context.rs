@@ -60,6 +60,9 @@ impl Context {
             let Some(chain) = self.queues[index].iter(memory.clone()).ok()?.next() else { break };
             *budget -= 1;
             let head = chain.head_index();
+            if head >= self.queues[index].size() {
+                return None;
+            }
             let bytes = handle(chain);
             self.queues[index].add_used(&*memory, head, bytes).ok()?;
         }
@@ -85,8 +88,11 @@ impl Context {
     /// The rings of queue `index` make no sense: nothing more is taken from any queue until the driver resets the
     /// device.
     pub fn break_queue(&mut self, index: usize) {
-        tracing::warn!(queue = index, "The guest's driver broke a queue; the device waits for a reset");
-        self.interrupt.ask_for_reset();
+        let times = self.interrupt.ask_for_reset();
+        // A guest may do this as often as it likes; the log needs a few of them.
+        if times.is_power_of_two() {
+            tracing::warn!(queue = index, times, "The guest's driver broke a queue; the device waits for a reset");
+        }
     }
 
     /// Queue `index` has more to handle, after other events.

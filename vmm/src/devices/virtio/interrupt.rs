@@ -4,7 +4,7 @@
 //! same way, since a worker that finds a queue broken has no other road to the status register.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -24,13 +24,15 @@ pub struct Interrupt {
 struct Shared {
     status: AtomicU32,
     needs_reset: AtomicBool,
+    resets_asked: AtomicU64,
     line: EventFd,
 }
 
 impl Interrupt {
     /// An interrupt that raises `line`, an eventfd that the VM holds as irqfd.
     pub fn new(line: EventFd) -> Self {
-        Self { shared: Arc::new(Shared { status: AtomicU32::new(0), needs_reset: AtomicBool::new(false), line }) }
+        let (status, needs_reset, resets_asked) = Default::default();
+        Self { shared: Arc::new(Shared { status, needs_reset, resets_asked, line }) }
     }
 
     /// A buffer was used: the driver should look at its used rings.
@@ -43,10 +45,12 @@ impl Interrupt {
         self.raise(INTERRUPT_CONFIG);
     }
 
-    /// The device cannot go on until the driver resets it (DEVICE_NEEDS_RESET; virtio 1.2, 2.1.2).
-    pub fn ask_for_reset(&self) {
+    /// The device cannot go on until the driver resets it (DEVICE_NEEDS_RESET; virtio 1.2, 2.1.2). Says how often that
+    /// was asked since the machine's start.
+    pub fn ask_for_reset(&self) -> u64 {
         self.shared.needs_reset.store(true, Ordering::SeqCst);
         self.raise(INTERRUPT_CONFIG);
+        self.shared.resets_asked.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     /// The device waits for a reset and does nothing else.
@@ -58,6 +62,19 @@ impl Interrupt {
     pub fn clear(&self) {
         self.shared.needs_reset.store(false, Ordering::SeqCst);
         self.shared.status.store(0, Ordering::SeqCst);
+    }
+
+    /// What was pending when the state was saved is pending again; the line is raised when the device goes on.
+    pub fn restore(&self, status: u32, needs_reset: bool) {
+        self.shared.needs_reset.store(needs_reset, Ordering::SeqCst);
+        self.shared.status.store(status & (INTERRUPT_USED | INTERRUPT_CONFIG), Ordering::SeqCst);
+    }
+
+    /// Raises the line again for what is pending: an interrupt from before a snapshot may not have reached a vCPU.
+    pub fn raise_pending(&self) {
+        if self.status() != 0 {
+            self.raise(0);
+        }
     }
 
     /// The status register's value.

@@ -13,6 +13,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::mmio::state::{StateError, TransportState};
 use super::mmio::{QUEUE_NOTIFY, Transport};
 use super::{Memory, VirtioDevice};
 use crate::devices::BusDevice;
@@ -76,6 +77,17 @@ pub struct Buffer {
     pub writable: bool,
 }
 
+fn plug_in(
+    device: Box<dyn VirtioDevice>,
+    memory: &Memory,
+    irq: &EventFd,
+    faults: &Arc<Mutex<Vec<String>>>,
+) -> Transport {
+    let told = Arc::clone(faults);
+    let on_fault = Arc::new(move |fault: super::worker::WorkerError| told.lock().unwrap().push(fault.to_string()));
+    Transport::new(Arc::clone(memory), device, irq.try_clone().unwrap(), on_fault).unwrap()
+}
+
 impl MockDriver {
     /// A device that was just plugged in.
     pub fn new(device: Box<dyn VirtioDevice>) -> Self {
@@ -88,10 +100,19 @@ impl MockDriver {
         irq_events.ctl(ControlOperation::Add, irq.as_raw_fd(), input).unwrap();
         let queues = device.queue_sizes().iter().map(|&size| MockQueue { size, ..MockQueue::default() }).collect();
         let faults = Arc::new(Mutex::new(Vec::new()));
-        let told = Arc::clone(&faults);
-        let on_fault = Arc::new(move |fault: super::worker::WorkerError| told.lock().unwrap().push(fault.to_string()));
-        let transport = Transport::new(Arc::clone(&memory), device, irq.try_clone().unwrap(), on_fault).unwrap();
+        let transport = plug_in(device, &memory, &irq, &faults);
         Self { transport, memory, faults, queues, irq, irq_events, event_idx: false, next_data: DATA }
+    }
+
+    /// The same guest with another device at the same place, as after a restore: it goes on where `state` was.
+    ///
+    /// # Errors
+    /// When the transport refuses the state; the new device is then without a driver.
+    pub fn move_to(&mut self, device: Box<dyn VirtioDevice>, state: &TransportState) -> Result<(), StateError> {
+        self.transport = plug_in(device, &self.memory, &self.irq, &self.faults);
+        self.transport.restore(state)?;
+        self.transport.resume();
+        Ok(())
     }
 
     /// A device whose driver is up, with every offered feature.

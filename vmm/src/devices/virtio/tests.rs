@@ -7,6 +7,7 @@ use cove_protocol::vmm::DeviceStats;
 use proptest::prelude::*;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::mmio::state::{StateError, TransportState};
 use super::mock::{Buffer, DEADLINE, INDIRECT, MEMORY_END, MockDriver, NEXT, WRITE};
 use super::rng::Rng;
 use super::{Context, Readiness, Source, VirtioDevice};
@@ -317,6 +318,86 @@ fn pause_and_resume_keep_the_queues() {
     driver.transport.reset();
     driver.start(MockDriver::plain_features());
     assert_alive(&mut driver);
+}
+
+/// A running driver, saved at rest.
+fn saved() -> (MockDriver, TransportState) {
+    let mut driver = rng();
+    assert_alive(&mut driver);
+    driver.transport.pause();
+    let state = driver.transport.save().unwrap();
+    (driver, state)
+}
+
+#[test]
+fn a_restored_device_goes_on_where_the_saved_one_was() {
+    let (mut driver, state) = saved();
+    let text = serde_json::to_string(&state).unwrap();
+    // Offered while nobody looks: the restored device must find it.
+    let buffer = driver.writable(32);
+    driver.submit(0, &[buffer]);
+    driver.move_to(Box::new(Rng::new()), &serde_json::from_str(&text).unwrap()).unwrap();
+    assert_eq!(driver.used(0).1, 32);
+    assert_eq!(driver.status(), 15);
+    assert_alive(&mut driver);
+}
+
+#[test]
+fn a_device_without_a_driver_is_saved_too() {
+    let mut driver = MockDriver::new(Box::new(Rng::new()));
+    driver.negotiate(MockDriver::plain_features());
+    let state = driver.transport.save().unwrap();
+    driver.move_to(Box::new(Rng::new()), &state).unwrap();
+    assert_eq!(driver.status(), 11);
+    driver.set_up_queue(0);
+    driver.write(0x70, 15);
+    assert_alive(&mut driver);
+}
+
+#[test]
+fn a_broken_device_stays_broken_over_a_restore() {
+    let mut driver = rng();
+    driver.offer(0, 99);
+    driver.kick(0);
+    driver.wait_for_broken();
+    driver.transport.pause();
+    let state = driver.transport.save().unwrap();
+    driver.move_to(Box::new(Rng::new()), &state).unwrap();
+    assert_broken_until_reset(&mut driver);
+}
+
+#[test]
+fn a_device_at_work_is_neither_saved_nor_restored() {
+    let (mut driver, state) = saved();
+    driver.transport.resume();
+    let not_at_rest = StateError::NotAtRest("rng".to_owned());
+    assert_eq!(driver.transport.save(), Err(not_at_rest.clone()));
+    assert_eq!(driver.transport.restore(&state), Err(not_at_rest));
+    assert_alive(&mut driver);
+}
+
+#[test]
+fn saved_states_that_cannot_be_are_refused() {
+    let (mut driver, state) = saved();
+    let mut refused = |change: &dyn Fn(&mut TransportState)| {
+        let mut wrong = state.clone();
+        change(&mut wrong);
+        let error = driver.move_to(Box::new(Rng::new()), &wrong).unwrap_err();
+        assert_eq!(driver.status(), 0);
+        driver.start(MockDriver::plain_features());
+        assert_alive(&mut driver);
+        error
+    };
+    assert!(matches!(refused(&|s| s.device_id = 2), StateError::Device { saved: 2, .. }));
+    assert!(matches!(refused(&|s| s.queues.clear()), StateError::Device { queues: 0, .. }));
+    for status in [4, 13, 15 | 64, 15 | 16, u32::MAX] {
+        assert!(matches!(refused(&|s| s.status = status), StateError::Registers(_)));
+    }
+    assert!(matches!(refused(&|s| s.driver_features = 0), StateError::Registers(_)));
+    assert!(matches!(refused(&|s| s.driver_features |= 1 << 60), StateError::Registers(_)));
+    assert!(matches!(refused(&|s| s.queues[0].size = 3), StateError::Queue { queue: 0, .. }));
+    assert!(matches!(refused(&|s| s.queues[0].device_ring = MEMORY_END), StateError::Queue { queue: 0, .. }));
+    assert!(matches!(refused(&|s| s.queues[0].next_available += 17), StateError::Queue { queue: 0, .. }));
 }
 
 #[test]

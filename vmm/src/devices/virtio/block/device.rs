@@ -14,6 +14,7 @@ use vm_memory::{Bytes, Permissions};
 
 use super::format::CLUSTER_BITS;
 use super::request::{self, Limits, Parts, RANGE_SECTORS_MAX, RANGES_MAX, Range, Request, RequestError, Segment};
+use super::state::{BlockState, RestoreError};
 use super::{Disk, LayerError, SECTOR_BYTES};
 use crate::devices::virtio::{Chain, Context, Memory, VirtioDevice};
 
@@ -38,6 +39,8 @@ const CONFIG_BYTES: usize = 60;
 pub struct Block {
     name: String,
     disk: Disk,
+    /// The driver sends no flushes, so each write must be durable when it is answered (5.2.6.2).
+    write_through: bool,
     stats: DeviceStats,
 }
 
@@ -47,7 +50,23 @@ impl Block {
     /// # Errors
     /// [`LayerError`] naming the layer that cannot be used.
     pub fn open(index: usize, spec: &DiskSpec) -> Result<Self, LayerError> {
-        Ok(Self { name: format!("block{index}"), disk: Disk::open(spec)?, stats: DeviceStats::default() })
+        let name = format!("block{index}");
+        Ok(Self { name, disk: Disk::open(spec)?, write_through: true, stats: DeviceStats::default() })
+    }
+
+    /// The disk of a restored machine: its layers opened, and checked to be the disk that `state` was saved of.
+    ///
+    /// # Errors
+    /// [`RestoreError`] when a layer cannot be used or the disk is another one.
+    pub fn restore(index: usize, spec: &DiskSpec, state: &BlockState) -> Result<Self, RestoreError> {
+        let block = Self::open(index, spec)?;
+        let here = block.state();
+        if here == *state { Ok(block) } else { Err(RestoreError::Disk { device: block.name, saved: *state, here }) }
+    }
+
+    /// What a snapshot keeps of the device.
+    pub fn state(&self) -> BlockState {
+        BlockState { sectors: self.disk.sectors(), read_only: self.disk.read_only() }
     }
 
     fn limits(&self) -> Limits {
@@ -86,7 +105,14 @@ impl Block {
         };
         let status_address = parts.status;
         let outcome = parts.request(memory, self.limits()).map_err(Failure::from);
-        let outcome = outcome.and_then(|request| self.execute(memory, request));
+        let outcome = outcome.and_then(|request| {
+            let writes = !matches!(request, Request::Read { .. } | Request::GetId { .. });
+            let bytes = self.execute(memory, request)?;
+            if writes && self.write_through {
+                self.disk.flush()?;
+            }
+            Ok(bytes)
+        });
         let (status, bytes) = match outcome {
             Ok(bytes) => (VIRTIO_BLK_S_OK, bytes),
             Err(failure) => {
@@ -229,7 +255,9 @@ impl VirtioDevice for Block {
         data[bytes..].fill(0);
     }
 
-    fn activate(&mut self, _features: u64) {}
+    fn activate(&mut self, features: u64) {
+        self.write_through = features & (1 << VIRTIO_BLK_F_FLUSH) == 0;
+    }
 
     fn reset(&mut self) {}
 

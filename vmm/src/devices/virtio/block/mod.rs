@@ -11,6 +11,7 @@ pub mod format;
 pub mod layers;
 pub mod refcounts;
 pub mod request;
+pub mod state;
 #[cfg(test)]
 mod tests;
 

@@ -1,6 +1,7 @@
 //! The device behind its registers, under a right and a hostile driver.
 
 use super::*;
+use crate::devices::virtio::block::state::{BlockState, RestoreError};
 
 const READ: u32 = 0;
 const WRITE_OUT: u32 = 1;
@@ -239,6 +240,25 @@ fn a_driver_that_comes_back_finds_its_disk() {
     for round in 1..20u8 {
         assert_eq!(read_sectors(&mut driver, round.into(), 512), [round; 512]);
     }
+}
+
+#[test]
+fn a_restored_disk_is_the_saved_one() {
+    let layers = Layers::new().qcow2(1 << 20);
+    let mut driver = driver(&layers, false);
+    write_sectors(&mut driver, 5, &[0x11; 512]);
+    driver.transport.pause();
+    let state = driver.transport.save().unwrap();
+    let block = BlockState { sectors: 2048, read_only: false };
+    // The old device must let go of its layers first, as a process that is gone has.
+    let other = Layers::new().qcow2(2 << 20);
+    driver.transport = MockDriver::new(Box::new(Block::open(9, &other.spec(false)).unwrap())).transport;
+    let restored = Block::restore(0, &layers.spec(false), &block).unwrap();
+    assert_eq!(restored.state(), block);
+    driver.move_to(Box::new(restored), &state).unwrap();
+    assert_eq!(read_sectors(&mut driver, 5, 512), [0x11; 512]);
+    assert!(matches!(Block::restore(0, &other.spec(true), &block), Err(RestoreError::Disk { .. })));
+    assert!(matches!(Block::restore(0, &layers.spec(false), &block), Err(RestoreError::Layer(_))));
 }
 
 proptest! {
