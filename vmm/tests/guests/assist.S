@@ -2,11 +2,11 @@
 // port how it went. Linked at 1 MiB (kernel) and 2 MiB (program); starts in 64-bit mode with the first GiB mapped.
 //
 // Output, a letter a step:  K start  B int3  P popcnt  C crc32  F fwait  then, for each of two interrupt tables:
-//   S system calls and faults went right  J a jump to the system call entry stayed a page fault
+//   S system calls and faults went right, under a timer's interrupts  J a jump to the system call entry stayed a page fault
 // and a newline at the end; ! says that a step went wrong. Then the machine powers off.
 
 #ifdef MANY                          // long enough for many pauses
-.set ROUNDS, 10000
+.set ROUNDS, 4000
 #else
 .set ROUNDS, 400
 #endif
@@ -17,6 +17,7 @@
 .set USER_DS, 0x2b
 .set USER_CS, 0x33
 .set TSS, 0x38
+.set TIMER, 0x40
 .set FAULT_ADDRESS, 0x40000000        // just past what is mapped
 
 .macro say letter
@@ -68,6 +69,24 @@ _start:
     mov $0x47700, %eax
     xor %edx, %edx
     wrmsr
+    // The local APIC in MSR mode (x2APIC), its timer periodic, a tick 200 microseconds; it interrupts the program only.
+    mov $0x1b, %ecx
+    rdmsr
+    or $0xc00, %eax
+    wrmsr
+    xor %edx, %edx
+    mov $0x80f, %ecx                  // on, spurious vector 255
+    mov $0x1ff, %eax
+    wrmsr
+    mov $0x83e, %ecx                  // divide by one
+    mov $0xb, %eax
+    wrmsr
+    mov $0x832, %ecx                  // periodic
+    mov $0x20000 + TIMER, %eax
+    wrmsr
+    mov $0x838, %ecx
+    mov $200000, %eax
+    wrmsr
     // Instructions that an interpreter may lack.
     int3
     mov $0xf0f0, %rcx
@@ -116,6 +135,12 @@ fill_idt:
     call gate
     mov $13, %ecx
     call gate
+    mov $TIMER, %ecx
+    mov $timer, %rax
+    call gate
+    mov $255, %ecx
+    mov $failed, %rax
+    call gate
     mov $14, %ecx
     mov %rbx, %rax
 gate:                                 // rdi: table, ecx: vector, rax: handler
@@ -130,6 +155,22 @@ gate:                                 // rdi: table, ecx: vector, rax: handler
     pop %rax
     pop %rcx
     ret
+
+timer:
+    push %rax
+    push %rcx
+    push %rdx
+    incq ticks
+    cmpq $USER_CS, 32(%rsp)           // CS
+    jne failed
+    mov $0x80b, %ecx                  // end of interrupt
+    xor %eax, %eax
+    xor %edx, %edx
+    wrmsr
+    pop %rdx
+    pop %rcx
+    pop %rax
+    iretq
 
 breakpoint:
     push %rax
@@ -158,7 +199,7 @@ system_call:
     cmp $2, %eax
     je 2f
     cmp $3, %eax
-    je power_off
+    je 4f
     cmp $4, %eax
     jne failed
     mov %dil, %al
@@ -167,6 +208,9 @@ system_call:
     jmp 3f
 1:  lea 1(%rdi), %rax
     jmp 3f
+4:  cmpq $0, ticks                    // the timer must have ticked
+    je failed
+    jmp power_off
 2:  lidt idt_b_pointer
     mov $0x80, %dx
     out %al, %dx
@@ -273,6 +317,7 @@ idt_b_pointer:
 .balign 16
 tss: .skip 104
 saved_rsp: .quad 0
+ticks: .quad 0
 .balign 16
 idt_a: .skip 4096
 idt_b: .skip 4096

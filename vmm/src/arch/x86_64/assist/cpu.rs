@@ -146,6 +146,10 @@ impl Cpu for KvmCpu<'_> {
     }
 
     fn set_sregs(&mut self, sregs: &kvm_sregs) -> Result<(), CpuError> {
+        // A bit here injects its interrupt again, with no look at IF. KVM sets the bit of an interrupt whose injection a
+        // signal cut short, and does not clear the shared page's old bits (store_regs in arch/x86/kvm/x86.c, Linux 6.18);
+        // what is really due stays due without it.
+        let sregs = &kvm_sregs { interrupt_bitmap: [0; 4], ..*sregs };
         if self.synced {
             self.fd.sync_regs_mut().sregs = *sregs;
             self.fd.set_sync_dirty_reg(SyncReg::SystemRegister);
