@@ -6,7 +6,7 @@
 //! ```
 //!
 //! The end counts, not the pipes' end: a background grandchild may keep them open for hours. At the end each pipe is
-//! asked how much it holds, exactly that is still forwarded, and then it is closed. No side can make the agent hold
+//! asked how much it holds, and exactly that is still forwarded. No side can make the agent hold
 //! more than [`OUT_BYTES_MAX`] and [`STDIN_BYTES_MAX`] for it: past them its pipes or its connection are not read.
 
 use std::{
@@ -46,6 +46,7 @@ pub struct RunningCommand {
     stderr: Output,
     stdin: Option<Stdin>,
     exit: Option<Exit>,
+    _theirs: (OwnedFd, OwnedFd),
 }
 
 impl RunningCommand {
@@ -62,6 +63,7 @@ impl RunningCommand {
             stderr: Output::new(Stream::Stderr, launched.stderr),
             stdin: launched.stdin.map(Stdin::new),
             exit: None,
+            _theirs: launched.theirs,
         }
     }
 
@@ -95,13 +97,13 @@ impl RunningCommand {
         self.stderr.limit_to_what_is_there();
     }
 
-    /// A pipe has something to read, or lost its last writer.
-    pub fn note_output(&mut self, stream: Stream, empty_and_closed: bool) {
+    /// A pipe has something to read.
+    pub fn note_output(&mut self, stream: Stream) {
         let output = match stream {
             Stream::Stdout => &mut self.stdout,
             Stream::Stderr => &mut self.stderr,
         };
-        if empty_and_closed { output.close() } else { output.ready = output.pipe.is_some() }
+        output.ready = !output.ended;
     }
 
     /// The standard input's pipe takes bytes again, or lost its reader.
@@ -161,7 +163,7 @@ impl RunningCommand {
 
     /// How it ended, once all that it wrote before is queued.
     pub fn finished(&self) -> Option<Exit> {
-        self.exit.filter(|_| self.stdout.pipe.is_none() && self.stderr.pipe.is_none())
+        self.exit.filter(|_| self.stdout.ended && self.stderr.ended)
     }
 }
 
@@ -169,52 +171,52 @@ impl RunningCommand {
 #[derive(Debug)]
 struct Output {
     stream: Stream,
-    pipe: Option<OwnedFd>,
+    pipe: OwnedFd,
     /// The pipe may hold bytes. The events come by edge: only an empty read takes this back.
     ready: bool,
     /// What is still to be forwarded after the command's end.
     left: Option<u64>,
+    /// Nothing more is forwarded.
+    ended: bool,
 }
 
 impl Output {
     fn new(stream: Stream, pipe: OwnedFd) -> Self {
-        Self { stream, pipe: Some(pipe), ready: false, left: None }
+        Self { stream, pipe, ready: false, left: None, ended: false }
     }
 
-    fn close(&mut self) {
-        self.pipe = None;
+    fn end(&mut self) {
+        self.ended = true;
         self.ready = false;
     }
 
     fn limit_to_what_is_there(&mut self) {
-        let Some(pipe) = &self.pipe else { return };
-        match ioctl_fionread(pipe) {
+        match ioctl_fionread(&self.pipe) {
             Ok(bytes) if bytes > 0 => {
                 self.left = Some(bytes);
                 self.ready = true;
             }
-            _ => self.close(),
+            _ => self.end(),
         }
     }
 
     /// Reads once and queues what came.
     fn pump(&mut self, transport: &mut Transport, buffer: &mut [u8]) -> io::Result<bool> {
-        let Some(pipe) = &self.pipe else { return Ok(false) };
         let wanted = self.left.unwrap_or(u64::MAX).min(CHUNK_BYTES_MAX.min(buffer.len()) as u64) as usize;
-        match rustix::io::read(pipe, &mut buffer[..wanted]) {
-            Ok(0) => self.close(),
+        match rustix::io::read(&self.pipe, &mut buffer[..wanted]) {
+            Ok(0) => self.end(),
             Ok(count) => {
                 let data = buffer[..count].to_vec().into();
                 transport.queue(&Reply::Output { stream: self.stream, data }).map_err(io::Error::other)?;
                 self.ready = count == wanted || self.left.is_some();
                 self.left = self.left.map(|left| left - count as u64);
                 if self.left == Some(0) {
-                    self.close();
+                    self.end();
                 }
             }
             Err(Errno::INTR) => {}
             Err(Errno::AGAIN) if self.left.is_none() => self.ready = false,
-            Err(_) => self.close(),
+            Err(_) => self.end(),
         }
         Ok(true)
     }

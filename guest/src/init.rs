@@ -25,6 +25,10 @@ use rustix::{
 /// those that close every descriptor up to it would take long with a higher one.
 const OPEN_FILES: (u64, u64) = (1024, 524_288);
 
+/// The switch for anonymous memory that comes in 32 KiB pieces (admin-guide/mm/transhuge): a page fault costs more than
+/// the clearing of eight pages, most of all where the guest's kernel is emulated.
+const ANONYMOUS_PIECES: &str = "/sys/kernel/mm/transparent_hugepage/hugepages-32kB/enabled";
+
 /// Bytes of freed memory the agent keeps, so that the next command does not fault them in again.
 const KEPT_HEAP_BYTES: libc::c_int = 4 << 20;
 
@@ -77,16 +81,19 @@ pub fn prepare() {
         report(&format!("mount {kind} on {target}"), mounted);
     }
     for (target, link) in DEVICE_LINKS {
-        report(&format!("link {link}"), ignore_existing(symlink(target, link)));
+        report(&format!("link {link}"), ignore(io::ErrorKind::AlreadyExists, symlink(target, link)));
     }
     for (path, mode) in DIRECTORIES {
-        report(&format!("make {path}"), ignore_existing(make_directory(path, mode)));
+        report(&format!("make {path}"), ignore(io::ErrorKind::AlreadyExists, make_directory(path, mode)));
     }
     report("bring up loopback", loopback_up());
     let (current, maximum) = OPEN_FILES;
     let limit = Rlimit { current: Some(current), maximum: Some(maximum) };
     report("limit open files", setrlimit(Resource::Nofile, limit).map_err(io::Error::from));
     report("grow the root file system", grow_root());
+    // A kernel without huge pages has no such switch.
+    let pieces = fs::write(ANONYMOUS_PIECES, "always");
+    report("let anonymous memory come in larger pieces", ignore(io::ErrorKind::NotFound, pieces));
 }
 
 /// Tells the console about a step that failed.
@@ -96,8 +103,8 @@ fn report(step: &str, result: io::Result<()>) {
     }
 }
 
-fn ignore_existing(result: io::Result<()>) -> io::Result<()> {
-    result.or_else(|error| if error.kind() == io::ErrorKind::AlreadyExists { Ok(()) } else { Err(error) })
+fn ignore(kind: io::ErrorKind, result: io::Result<()>) -> io::Result<()> {
+    result.or_else(|error| if error.kind() == kind { Ok(()) } else { Err(error) })
 }
 
 fn mount_at(kind: &str, target: &str, flags: MountFlags, data: &CStr) -> io::Result<()> {

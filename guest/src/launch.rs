@@ -67,6 +67,9 @@ pub struct Launched {
     pub stdout: OwnedFd,
     /// Where its standard error is read from.
     pub stderr: OwnedFd,
+    /// The command's ends of its output pipes. Kept open until it has ended: its end is told by SIGCHLD, and closing
+    /// them is work that can wait until then.
+    pub theirs: (OwnedFd, OwnedFd),
 }
 
 /// Starts commands.
@@ -99,7 +102,9 @@ impl Launcher {
             stderr: pipes.stderr.1.as_fd(),
         };
         let pid = self.spawner.spawn(&program, stdio).map_err(|error| explain(exec, &program, &error))?;
-        Ok(Launched { pid, stdin: stdin.map(|(ours, _)| ours), stdout: pipes.stdout.0, stderr: pipes.stderr.0 })
+        let Pipes { stdout, stderr } = pipes;
+        let theirs = (stdout.1, stderr.1);
+        Ok(Launched { pid, stdin: stdin.map(|(ours, _)| ours), stdout: stdout.0, stderr: stderr.0, theirs })
     }
 
     fn program(&self, exec: &Exec, sandbox: &[(String, String)]) -> Result<Program, Failure> {

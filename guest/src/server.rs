@@ -70,6 +70,8 @@ pub struct Server<'a> {
     /// Connections that workers have.
     lent: usize,
     last_id: u64,
+    /// Commands whose end is told already.
+    finished: Vec<RunningCommand>,
     /// Pipes for the next command, made while nothing waits.
     spare: Option<(u64, Pipes)>,
     buffer: Box<[u8]>,
@@ -162,6 +164,7 @@ impl<'a> Server<'a> {
             connections: Vec::new(),
             lent: 0,
             last_id: 0,
+            finished: Vec::new(),
             spare: None,
             buffer: vec![0; CHUNK_BYTES_MAX].into_boxed_slice(),
         };
@@ -181,7 +184,7 @@ impl<'a> Server<'a> {
         let mut events = Vec::with_capacity(EVENTS_MAX);
         loop {
             let timeout = self.timeout();
-            if timeout.is_none_or(|timeout| timeout != ZERO) {
+            if timeout != Some(ZERO) {
                 self.prepare();
             }
             events.clear();
@@ -213,9 +216,10 @@ impl<'a> Server<'a> {
         Some(Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) })
     }
 
-    /// Makes the next command's pipes while nobody waits.
+    /// What can wait until nobody does: closing the last commands' pipes and making the next one's.
     fn prepare(&mut self) {
-        if self.spare.is_none() {
+        self.finished.clear();
+        if self.spare.is_none() && self.connections.iter().all(|connection| connection.command.is_none()) {
             self.spare = self.pipes().ok();
         }
     }
@@ -247,8 +251,7 @@ impl<'a> Server<'a> {
                 }
             }
             Token::Output(id, stream) => {
-                let empty_and_closed = flags.contains(epoll::EventFlags::HUP) && !flags.contains(epoll::EventFlags::IN);
-                self.note_command(id, |command| command.note_output(stream, empty_and_closed));
+                self.note_command(id, |command| command.note_output(stream));
             }
             Token::Stdin(id) => self.note_command(id, RunningCommand::note_stdin),
         }
@@ -428,7 +431,7 @@ impl<'a> Server<'a> {
         moved |= command.pump_output(transport, &mut self.buffer)?;
         if let Some(exit) = command.finished() {
             transport.queue(&Reply::Exited(exit)).map_err(io::Error::other)?;
-            *slot = None;
+            self.finished.extend(slot.take().map(|command| *command));
             moved = true;
         }
         Ok(if moved { Turn::GoesOn } else { Turn::Waits })
