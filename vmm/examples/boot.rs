@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! cargo run -p cove-vmm --example boot -- --kernel vmlinux --root root.ext4 [--memory-mib 512] [--vcpus 1]
-//!     [--arg WORD]... [--timeout-s 60] [--profile System.map] [--exec 'COMMAND LINE']...
+//!     [--arg WORD]... [--timeout-s 60] [--profile System.map] [--exec 'COMMAND LINE']... [--idle-s 10]
 //! ```
 //!
 //! The root image is not written: it gets a throw-away layer on top.
@@ -39,6 +39,7 @@ struct Options {
     timeout: Duration,
     symbols: Option<PathBuf>,
     commands: Vec<String>,
+    idle: Duration,
 }
 
 /// What the main thread waits for.
@@ -73,7 +74,8 @@ fn main() -> anyhow::Result<()> {
                 for command in &options.commands {
                     run_command(&config.vsock.socket, command, &sampler, &machine)?;
                 }
-                deadline = Instant::now();
+                show_cpu_time()?;
+                deadline = Instant::now() + options.idle;
             }
             Event::Ended => break,
         }
@@ -229,6 +231,7 @@ fn parse() -> anyhow::Result<Options> {
             "--arg" => options.args.push(value),
             "--timeout-s" => options.timeout = Duration::from_secs(value.parse()?),
             "--profile" => options.symbols = Some(value.into()),
+            "--idle-s" => options.idle = Duration::from_secs(value.parse()?),
             "--exec" => options.commands.push(value),
             other => bail!("unknown argument {other}"),
         }

@@ -246,16 +246,6 @@ impl Assist {
             return Err(AssistError::NotMapped { address: regs.rsp, what: "the page-fault frame" });
         }
         let frame = Frame::from(frame);
-        tracing::info!(
-            rip = format_args!("{:x}", frame.rip),
-            cs = format_args!("{:x}", frame.cs),
-            fl = format_args!("{:x}", frame.rflags),
-            rsp = format_args!("{:x}", frame.rsp),
-            hrip = format_args!("{:x}", regs.rip),
-            hrsp = format_args!("{:x}", regs.rsp),
-            rax = regs.rax,
-            "BREAK"
-        );
         if self.is_syscall(&frame, &regs) {
             self.enter_kernel(cpu, regs, &frame)?;
             return Ok(Finished::Syscall);
