@@ -3,18 +3,19 @@
 //! A call that ends within [`HEARTBEAT_INTERVAL`] gets an ordinary answer with its proper status. After that the status
 //! line is sent (`status`, chunked), one space follows every interval, and the JSON document comes last. JSON allows
 //! white space before a document, so clients parse it as usual. **A call that fails after its first heartbeat has
-//! already been answered with success: its document is the error envelope**, which a route may extend ([`Failure`]).
+//! already been answered with success: its document is the error envelope**, which a route may extend; where clients do
+//! not look at the document, the answer breaks off instead ([`Failure`]).
 //!
 //! The work lives inside the answer: when the client goes away, the work is dropped.
 
-use std::convert::Infallible;
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use futures_util::{FutureExt, StreamExt, stream};
+use cove_engine::BoxError;
+use futures_util::{FutureExt, Stream, StreamExt, stream};
 use serde::Serialize;
 use tokio::time::timeout;
 
@@ -29,8 +30,8 @@ pub trait Failure: Send + 'static {
     /// Before: an answer with its own status.
     fn early(self) -> ApiError;
 
-    /// After: the document that ends an answer which began with success.
-    fn late(self) -> impl Serialize;
+    /// After: the document that ends an answer which began with success, or an error to break the answer off.
+    fn late(self) -> Result<Bytes, BoxError>;
 }
 
 impl Failure for ApiError {
@@ -38,8 +39,28 @@ impl Failure for ApiError {
         self
     }
 
-    fn late(self) -> impl Serialize {
-        self.into_body()
+    fn late(self) -> Result<Bytes, BoxError> {
+        Ok(json_bytes(&self.into_body()))
+    }
+}
+
+/// A failure of a call whose document clients ignore (the SDK's file writes, destroy): told late, it would be taken for
+/// success, so the connection is closed in the middle of the answer.
+pub struct Unmistakable(pub ApiError);
+
+impl<E: Into<ApiError>> From<E> for Unmistakable {
+    fn from(error: E) -> Self {
+        Self(error.into())
+    }
+}
+
+impl Failure for Unmistakable {
+    fn early(self) -> ApiError {
+        self.0
+    }
+
+    fn late(self) -> Result<Bytes, BoxError> {
+        Err(self.0.into_body().error.message.into())
     }
 }
 
@@ -55,20 +76,23 @@ where
         Ok(Ok(document)) => (status, json_type(), document).into_response(),
         Ok(Err(failure)) => failure.early().into_response(),
         Err(_) => {
-            let document = carry(work.map(|outcome| outcome.unwrap_or_else(|failure| json_bytes(&failure.late()))));
-            let chunks = stream::once(async { Bytes::from_static(b" ") }).chain(spaces_until(document));
-            (status, json_type(), Body::from_stream(chunks.map(Ok::<_, Infallible>))).into_response()
+            let document = carry(work.map(|outcome| outcome.or_else(Failure::late)));
+            let chunks = stream::once(async { Ok(Bytes::from_static(b" ")) }).chain(spaces_until(document));
+            (status, json_type(), Body::from_stream(chunks)).into_response()
         }
     }
 }
 
 /// A space at every interval, then what `document` yields.
-fn spaces_until(document: impl Future<Output = Bytes> + Send + 'static) -> impl stream::Stream<Item = Bytes> + Send {
+fn spaces_until<D>(document: D) -> impl Stream<Item = Result<Bytes, BoxError>> + Send
+where
+    D: Future<Output = Result<Bytes, BoxError>> + Send + 'static,
+{
     stream::unfold(Some(Box::pin(document)), |pending| async move {
         let mut document = pending?;
         match timeout(HEARTBEAT_INTERVAL, &mut document).await {
-            Ok(bytes) => Some((bytes, None)),
-            Err(_) => Some((Bytes::from_static(b" "), Some(document))),
+            Ok(end) => Some((end, None)),
+            Err(_) => Some((Ok(Bytes::from_static(b" ")), Some(document))),
         }
     })
 }
@@ -77,7 +101,8 @@ fn json_type() -> [(header::HeaderName, HeaderValue); 1] {
     [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))]
 }
 
-fn json_bytes(document: &impl Serialize) -> Bytes {
+/// `document` as JSON.
+pub fn json_bytes(document: &impl Serialize) -> Bytes {
     serde_json::to_vec(document).map(Bytes::from).unwrap_or_else(|error| {
         tracing::error!(%error, "an answer cannot be written as JSON");
         Bytes::from_static(
@@ -124,6 +149,16 @@ mod tests {
         assert_eq!(response.headers()[header::CONTENT_TYPE], "application/json");
         assert_eq!(body(response).await, "   {\"data\":1}");
         assert_eq!(began.elapsed(), Duration::from_secs(35));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_late_failure_that_nobody_would_read_breaks_the_answer_off() {
+        let work = after(12, Err(ApiError::internal("broken"))).map(|outcome| outcome.map_err(Unmistakable));
+        let response = answer(StatusCode::OK, work).await;
+        assert_eq!(response.status(), StatusCode::OK);
+        assert!(axum::body::to_bytes(response.into_body(), 1 << 20).await.is_err());
+        let work = after(2, Err(ApiError::internal("broken"))).map(|outcome| outcome.map_err(Unmistakable));
+        assert_eq!(answer(StatusCode::OK, work).await.status(), StatusCode::INTERNAL_SERVER_ERROR);
     }
 
     #[tokio::test(start_paused = true)]

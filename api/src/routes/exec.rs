@@ -9,16 +9,15 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use bytes::Bytes;
 use cove_engine::protocol::guest::{self, Exit, ExitStatus, Stream};
-use cove_engine::{Engine, ExecEvent, ExecInput, Execution, SandboxId};
+use cove_engine::{BoxError, Engine, ExecEvent, ExecInput, Execution, SandboxId};
 use futures_util::{StreamExt, stream};
-use serde::Serialize;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::sandbox_id;
 use crate::Api;
 use crate::error::ApiError;
 use crate::extract::{Id, JsonBody};
-use crate::heartbeat::{self, Failure};
+use crate::heartbeat::{self, Failure, json_bytes};
 use crate::lines::{Line, LineSplitter};
 use crate::sse;
 use crate::types::{ChunkData, Data, ExecBody, ExecData, ExecResult, ExitData, LineData, OutputAs};
@@ -84,11 +83,11 @@ impl Failure for Broken {
     }
 
     /// Clients read `data` and take a missing exit code for success, so there is one that says failure.
-    fn late(self) -> impl Serialize {
+    fn late(self) -> Result<Bytes, BoxError> {
         let mut data = self.so_far;
         data.exit_code = EXIT_UNKNOWN;
         data.stderr.push_str(&note(self.error.message()));
-        ExecData { data, error: Some(self.error.into_body().error) }
+        Ok(json_bytes(&ExecData { data, error: Some(self.error.into_body().error) }))
     }
 }
 
@@ -319,7 +318,8 @@ mod tests {
     #[test]
     fn a_late_failure_is_never_taken_for_success() {
         let so_far = ExecResult { stdout: "half".into(), ..Default::default() };
-        let document = serde_json::to_value(Broken { error: ApiError::internal("gone"), so_far }.late()).unwrap();
+        let document = Broken { error: ApiError::internal("gone"), so_far }.late().unwrap();
+        let document: serde_json::Value = serde_json::from_slice(&document).unwrap();
         assert_eq!(document["data"]["exit_code"], 255);
         assert_eq!(document["data"]["stdout"], "half");
         assert!(document["data"]["stderr"].as_str().unwrap().contains("gone"));

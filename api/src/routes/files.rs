@@ -7,6 +7,8 @@ use std::pin::Pin;
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::Response;
 use bytes::Bytes;
 use cove_engine::{BoxError, Error, SandboxId};
 use futures_util::{Stream, StreamExt, stream};
@@ -20,6 +22,7 @@ use crate::Api;
 use crate::base64::{Encoded, part_of};
 use crate::error::ApiError;
 use crate::extract::{FILES_BODY_BYTES_MAX, Id, JsonBody, JsonBytes, Query, number, parse};
+use crate::heartbeat::{self, Unmistakable};
 use crate::types::{
     Borrowed, Data, FileEntry, FileFailure, FileInMany, FileWritten, Listing, PathBody, WriteBody, WriteMany,
     WriteManyBody, Written,
@@ -102,17 +105,12 @@ fn content_of(
     }
 }
 
-async fn write_one(
-    api: &Api,
-    id: &SandboxId,
-    body: &Bytes,
-    meaning: ContentIs,
-) -> Result<Json<Data<Written>>, ApiError> {
-    let request: WriteBody<'_> = parse(body)?;
+async fn write_one(api: Api, id: SandboxId, body: Bytes, meaning: ContentIs) -> Result<Data<Written>, Unmistakable> {
+    let request: WriteBody<'_> = parse(&body)?;
     let path = checked_path(&request.path)?;
-    let content = content_of(&request.content, &request.content_base64, meaning, body)?;
-    let size = api.engine.write_file(id, path, FILE_MODE, content.into_stream()).await?;
-    Ok(Json(Data { data: Written { path: path.to_owned(), size } }))
+    let content = content_of(&request.content, &request.content_base64, meaning, &body)?;
+    let size = api.engine.write_file(&id, path, FILE_MODE, content.into_stream()).await?;
+    Ok(Data { data: Written { path: path.to_owned(), size } })
 }
 
 /// Writes a file; missing parents are made, an old file is replaced. `content` is text.
@@ -122,8 +120,8 @@ pub async fn write_file(
     State(api): State<Api>,
     Id(id): Id,
     JsonBytes(body): JsonBytes<FILES_BODY_BYTES_MAX>,
-) -> Result<Json<Data<Written>>, ApiError> {
-    write_one(&api, &sandbox_id(&id)?, &body, ContentIs::Text).await
+) -> Result<Response, ApiError> {
+    Ok(heartbeat::answer(StatusCode::OK, write_one(api, sandbox_id(&id)?, body, ContentIs::Text)).await)
 }
 
 /// Writes a file; missing parents are made, an old file is replaced. `content` is base64.
@@ -133,19 +131,19 @@ pub async fn write_file_legacy(
     State(api): State<Api>,
     Id(id): Id,
     JsonBytes(body): JsonBytes<FILES_BODY_BYTES_MAX>,
-) -> Result<Json<Data<Written>>, ApiError> {
-    write_one(&api, &sandbox_id(&id)?, &body, ContentIs::Base64).await
+) -> Result<Response, ApiError> {
+    Ok(heartbeat::answer(StatusCode::OK, write_one(api, sandbox_id(&id)?, body, ContentIs::Base64)).await)
 }
 
-async fn write_each(api: &Api, id: &SandboxId, body: &Bytes) -> Result<Json<Data<WriteMany>>, ApiError> {
-    let request: WriteManyBody<'_> = parse(body)?;
+async fn write_each(api: Api, id: SandboxId, body: Bytes) -> Result<Data<WriteMany>, Unmistakable> {
+    let request: WriteManyBody<'_> = parse(&body)?;
     // A sandbox that is not there fails the call, not each of its files.
     api.engine.get(id.as_str()).await?;
     let mut outcome = WriteMany::default();
     for file in &request.files {
         let path = file.path.clone().into_owned();
-        let written = match content_of_many(file, body).and_then(|content| Ok((checked_path(&path)?, content))) {
-            Ok((path, content)) => api.engine.write_file(id, path, FILE_MODE, content.into_stream()).await,
+        let written = match content_of_many(file, &body).and_then(|content| Ok((checked_path(&path)?, content))) {
+            Ok((path, content)) => api.engine.write_file(&id, path, FILE_MODE, content.into_stream()).await,
             Err(error) => {
                 outcome.failed.push(FileFailure { path, error: error.message().to_owned(), code: error.code() });
                 continue;
@@ -160,7 +158,7 @@ async fn write_each(api: &Api, id: &SandboxId, body: &Bytes) -> Result<Json<Data
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(Json(Data { data: outcome }))
+    Ok(Data { data: outcome })
 }
 
 fn content_of_many(file: &FileInMany<'_>, body: &Bytes) -> Result<Content, ApiError> {
@@ -181,8 +179,8 @@ pub async fn write_files(
     State(api): State<Api>,
     Id(id): Id,
     JsonBytes(body): JsonBytes<FILES_BODY_BYTES_MAX>,
-) -> Result<Json<Data<WriteMany>>, ApiError> {
-    write_each(&api, &sandbox_id(&id)?, &body).await
+) -> Result<Response, ApiError> {
+    Ok(heartbeat::answer(StatusCode::OK, write_each(api, sandbox_id(&id)?, body)).await)
 }
 
 /// The same as `/fs/write-many`.
@@ -192,8 +190,8 @@ pub async fn write_files_legacy(
     State(api): State<Api>,
     Id(id): Id,
     JsonBytes(body): JsonBytes<FILES_BODY_BYTES_MAX>,
-) -> Result<Json<Data<WriteMany>>, ApiError> {
-    write_each(&api, &sandbox_id(&id)?, &body).await
+) -> Result<Response, ApiError> {
+    Ok(heartbeat::answer(StatusCode::OK, write_each(api, sandbox_id(&id)?, body)).await)
 }
 
 #[derive(Deserialize, IntoParams)]

@@ -7,6 +7,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::Response;
 use cove_engine::{Engine, Error, External, Sandbox, SandboxFilter, SandboxSpec, SandboxState};
+use futures_util::TryFutureExt;
 use serde::Deserialize;
 use tokio::time::Instant;
 use utoipa::IntoParams;
@@ -15,7 +16,7 @@ use super::sandbox_id;
 use crate::Api;
 use crate::error::ApiError;
 use crate::extract::{Id, JsonBytes, Query, number, parse};
-use crate::heartbeat;
+use crate::heartbeat::{self, Unmistakable};
 use crate::idempotency::{Once, detached, key, once};
 use crate::types::{CreateBody, Data, DestroyedRecord, SandboxRecord};
 
@@ -167,7 +168,7 @@ pub async fn destroy_sandbox(State(api): State<Api>, Id(id): Id) -> Result<Respo
     let id = sandbox_id(&id)?;
     let engine = api.engine;
     let work = detached(async move { Ok(Data { data: DestroyedRecord::from(engine.destroy(&id).await?) }) });
-    Ok(heartbeat::answer(StatusCode::OK, work).await)
+    Ok(heartbeat::answer(StatusCode::OK, work.map_err(Unmistakable)).await)
 }
 
 #[cfg(test)]

@@ -136,6 +136,8 @@ pub struct VcpuFigures {
     pub run_us: u64,
     /// Microseconds between them: the vmm's own work for this vCPU.
     pub exit_us: u64,
+    /// Microseconds of processor time of its thread; waiting is not in it.
+    pub cpu_us: u64,
 }
 
 /// One device.
@@ -157,6 +159,7 @@ impl From<Stats> for MachineFigures {
             exits: vcpu.exits.into_iter().collect(),
             run_us: vcpu.run_us,
             exit_us: vcpu.exit_us,
+            cpu_us: vcpu.cpu_us,
         };
         let device = |device: cove_engine::protocol::vmm::DeviceStats| DeviceFigures {
             read_bytes: device.read_bytes,
