@@ -205,6 +205,9 @@ pub struct VcpuStats {
     pub run_us: u64,
     /// Microseconds between `KVM_RUN`s: the vmm's own work for this vCPU.
     pub exit_us: u64,
+    /// Microseconds of processor time of the vCPU's thread, in and between `KVM_RUN`s; unlike them without the time in
+    /// which the guest was idle or the host's scheduler ran something else.
+    pub cpu_us: u64,
 }
 
 /// Figures of one device.

@@ -26,8 +26,6 @@ def box(client):
 
 
 @pytest.fixture
-def place(box):
+def place():
     """A fresh path in the sandbox for one test's files; its directory is made by the first write."""
-    path = f"/workspace/{uuid.uuid4().hex}"
-    yield path
-    box.exec(f"rm -rf {path}")
+    return f"/workspace/{uuid.uuid4().hex}"
