@@ -2,15 +2,26 @@
 //!
 //! A result is built in a temporary directory beside its place and renamed into it, so that what is there is whole. A lock
 //! file keeps two builds apart. All of it may be deleted at any time.
+//!
+//! What consists of very many small files is made in memory where there is room ([`Cache::workbench`]): on a disk that is
+//! mounted with `discard`, removing a kernel's source tree took minutes.
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use anyhow::{Context, Result};
+use rustix::fs::statvfs;
 use sha2::{Digest, Sha256};
 
 use crate::workspace;
+
+/// A file system in memory.
+const MEMORY_DISK: &str = "/dev/shm";
+
+/// What the memory disk must have free, and what the machine must have left then.
+const WORKBENCH_BYTES: u64 = 3 << 30;
+const MEMORY_LEFT_BYTES: u64 = 3 << 30;
 
 /// Hash of a result's inputs.
 pub struct Fingerprint(Sha256);
@@ -70,6 +81,7 @@ impl Cache {
         }
         let cache = Cache { root: root.to_path_buf(), _lock: lock };
         remove_all(&cache.scratch())?;
+        remove_all(&cache.memory_scratch())?;
         fs::create_dir_all(cache.scratch())?;
         Ok(cache)
     }
@@ -77,6 +89,20 @@ impl Cache {
     /// A directory for what is being made; gone at the next [`Cache::open`] at the latest.
     pub fn scratch(&self) -> PathBuf {
         self.root.join("tmp")
+    }
+
+    /// An empty directory for very many small files; gone when the value is dropped, or at the next [`Cache::open`].
+    pub fn workbench(&self) -> Result<Workbench> {
+        let path = if has_room_in_memory() { self.memory_scratch() } else { self.scratch().join("workbench") };
+        remove_all(&path)?;
+        fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        Ok(Workbench(path))
+    }
+
+    /// One place for each cache, so that the lock of the cache covers it.
+    fn memory_scratch(&self) -> PathBuf {
+        let hash = Fingerprint::new("workbench", 1).text(&self.root.display().to_string()).finish();
+        Path::new(MEMORY_DISK).join(format!("cove-guest-{hash}"))
     }
 
     /// Where the log of a step goes. Logs outlive a failed build.
@@ -122,6 +148,36 @@ impl Cache {
     }
 }
 
+/// See [`Cache::workbench`].
+pub struct Workbench(PathBuf);
+
+impl Workbench {
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Workbench {
+    fn drop(&mut self) {
+        if let Err(error) = remove_all(&self.0) {
+            eprintln!("warning: {error:#}");
+        }
+    }
+}
+
+fn has_room_in_memory() -> bool {
+    let disk_bytes = statvfs(MEMORY_DISK).map_or(0, |disk| disk.f_bavail * disk.f_frsize);
+    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    disk_bytes >= WORKBENCH_BYTES && available_bytes(&meminfo) >= WORKBENCH_BYTES + MEMORY_LEFT_BYTES
+}
+
+/// `MemAvailable` of /proc/meminfo; 0 where it is not told.
+fn available_bytes(meminfo: &str) -> u64 {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok()).map_or(0, |kib| kib << 10)
+}
+
 /// Remove a directory tree; one that is not there is fine.
 pub fn remove_all(path: &Path) -> Result<()> {
     match fs::remove_dir_all(path) {
@@ -157,6 +213,23 @@ mod tests {
         let made = cache.make("thing", "1", |path| Ok(fs::write(path.join("whole"), "x")?)).unwrap();
         assert_eq!(cache.find("thing", "1"), Some(made.clone()));
         assert!(made.join("whole").exists() && !made.join("half").exists());
+    }
+
+    #[test]
+    fn a_workbench_goes_with_its_value() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open_at(dir.path()).unwrap();
+        let workbench = cache.workbench().unwrap();
+        let path = workbench.path().to_path_buf();
+        fs::write(path.join("file"), "x").unwrap();
+        drop(workbench);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn the_memory_left_is_read_from_meminfo() {
+        assert_eq!(available_bytes("MemTotal: 9 kB\nMemAvailable:   3 kB\n"), 3 << 10);
+        assert_eq!(available_bytes(""), 0);
     }
 
     #[test]

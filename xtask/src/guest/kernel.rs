@@ -8,13 +8,19 @@ use std::thread::available_parallelism;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::cache::{Cache, Fingerprint};
+use super::cache::{Cache, Fingerprint, Workbench, remove_all};
 use super::kconfig;
 use super::recipe::{self, KernelRecipe, KernelVariant};
 use crate::step::{self, Step};
 
 /// Raised when this file makes something else of the same inputs.
 const VERSION: u32 = 1;
+
+/// The source's directory on the workbench.
+const TREE: &str = "linux";
+
+/// Large parts of the source that no configuration of ours reads.
+const UNUSED: [&str; 3] = ["*/arch/*/boot/dts", "*/drivers/gpu/drm/amd/include/asic_reg", "*/tools/testing"];
 
 /// A built kernel: `vmlinux` (ELF, without debug information), `System.map`, `config`, `release`.
 pub struct Kernel {
@@ -28,22 +34,20 @@ pub struct Kernel {
 
 /// Build all variants that the cache does not hold.
 pub fn build_all(cache: &Cache, recipe: &KernelRecipe, epoch: u64) -> Result<Vec<Kernel>> {
-    let source = Source::find(recipe, cache.scratch().join("linux"))?;
-    let kernels = recipe.variants.iter().map(|variant| build(cache, &source, variant, epoch)).collect();
-    source.remove()?;
-    kernels
+    let source = Source::find(cache, recipe)?;
+    recipe.variants.iter().map(|variant| build(cache, &source, variant, epoch)).collect()
 }
 
-/// The kernel source, unpacked when the first variant needs it.
+/// The kernel source, unpacked when the first variant needs it; removed with this value.
 struct Source<'a> {
+    cache: &'a Cache,
     recipe: &'a KernelRecipe,
     version: String,
-    tree: PathBuf,
-    unpacked: OnceCell<()>,
+    unpacked: OnceCell<Workbench>,
 }
 
 impl<'a> Source<'a> {
-    fn find(recipe: &'a KernelRecipe, tree: PathBuf) -> Result<Source<'a>> {
+    fn find(cache: &'a Cache, recipe: &'a KernelRecipe) -> Result<Source<'a>> {
         ensure!(
             recipe.archive.exists(),
             "{} is missing: install the package {} (`cargo xtask setup --group build`)",
@@ -53,29 +57,24 @@ impl<'a> Source<'a> {
         let version =
             step::output(Command::new("dpkg-query").args(["--show", "--showformat=${Version}", &recipe.package]))
                 .with_context(|| format!("cannot tell the version of {}", recipe.package))?;
-        Ok(Source { recipe, version, tree, unpacked: OnceCell::new() })
+        Ok(Source { cache, recipe, version, unpacked: OnceCell::new() })
     }
 
-    fn unpack(&self, log: &Path) -> Result<&Path> {
-        if self.unpacked.get().is_none() {
-            let step = Step::begin(format!("Unpack {} {}", self.recipe.package, self.version), log)?;
-            fs::create_dir_all(&self.tree)?;
-            let mut tar = Command::new("tar");
-            tar.arg("--extract")
-                .arg("--strip-components=1")
-                .arg("--file")
-                .arg(&self.recipe.archive)
-                .arg("--directory")
-                .arg(&self.tree);
-            step.run(&mut tar)?;
-            step.done("");
-            let _ = self.unpacked.set(());
+    /// Where it is unpacked; objects go beside it.
+    fn workbench(&self, log: &Path) -> Result<&Path> {
+        if let Some(workbench) = self.unpacked.get() {
+            return Ok(workbench.path());
         }
-        Ok(&self.tree)
-    }
-
-    fn remove(self) -> Result<()> {
-        super::cache::remove_all(&self.tree)
+        let step = Step::begin(format!("Unpack {} {}", self.recipe.package, self.version), log)?;
+        let workbench = self.cache.workbench()?;
+        let tree = workbench.path().join(TREE);
+        fs::create_dir_all(&tree)?;
+        let mut tar = Command::new("tar");
+        tar.args(["--extract", "--strip-components=1"]).arg("--file").arg(&self.recipe.archive);
+        tar.args(UNUSED.map(|pattern| format!("--exclude={pattern}"))).arg("--directory").arg(&tree);
+        step.run(&mut tar)?;
+        step.done("");
+        Ok(self.unpacked.get_or_init(|| workbench).path())
     }
 }
 
@@ -94,15 +93,15 @@ fn build(cache: &Cache, source: &Source<'_>, variant: &KernelVariant, epoch: u64
         }
         None => {
             let log = cache.log(&format!("kernel-{}", variant.name));
-            let tree = source.unpack(&log)?;
+            let workbench = source.workbench(&log)?;
             let step = Step::begin(format!("Build kernel {} (several minutes)", variant.name), &log)?;
-            let work = cache.scratch().join(format!("build-{hash}"));
+            let (tree, work) = (workbench.join(TREE), workbench.join(&variant.name));
             let dir = cache.make("kernel", &hash, |out| {
-                let make = Make { step: &step, tree, work: &work, epoch };
+                let make = Make { step: &step, tree: &tree, work: &work, epoch };
                 make.configure(&fragments)?;
                 make.kernel(out)
             })?;
-            super::cache::remove_all(&work)?;
+            remove_all(&work)?;
             step.done(&read(&dir.join("release"))?);
             dir
         }

@@ -33,8 +33,9 @@ use crate::workspace;
 /// Raised when this file makes something else of the same inputs.
 const VERSION: u32 = 1;
 
-/// Images kept in the cache: each agent makes one. A data directory that hard-links its `root.ext4` loses nothing.
-const IMAGES_KEPT: usize = 3;
+/// Results kept in the cache, newest first. Each change of the agent makes an image; a data directory that hard-links its
+/// `root.ext4` loses nothing when it goes.
+const KEPT: [(&str, usize); 4] = [("image", 3), ("base", 2), ("rootfs", 2), ("kernel", 6)];
 
 /// The agent runs where no library is, and without relocation it starts in fewer page faults.
 const AGENT_TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -65,6 +66,7 @@ struct KernelEntry<'a> {
     file: &'a str,
     release: &'a str,
     bytes: u64,
+    sha256: String,
 }
 
 #[derive(Serialize)]
@@ -120,7 +122,9 @@ pub fn ensure(fresh: bool) -> Result<PathBuf> {
         let manifest = manifest(&hash, &kernels, &agent_bytes, &rootfs, out)?;
         Ok(fs::write(out.join("manifest.json"), manifest)?)
     })?;
-    cache.prune("image", IMAGES_KEPT)?;
+    for (kind, keep) in KEPT {
+        cache.prune(kind, keep)?;
+    }
     step.done(&dir.display().to_string());
     Ok(dir)
 }
@@ -141,6 +145,10 @@ fn build_agent() -> Result<PathBuf> {
     Ok(agent)
 }
 
+fn sha256(bytes: &[u8]) -> String {
+    cache::hex(&Sha256::digest(bytes))
+}
+
 /// A hard link, or a copy where there can be none.
 fn link_or_copy(from: &Path, to: &Path) -> Result<()> {
     if fs::hard_link(from, to).is_err() {
@@ -152,15 +160,16 @@ fn link_or_copy(from: &Path, to: &Path) -> Result<()> {
 fn manifest(hash: &str, kernels: &[Kernel], agent: &[u8], rootfs: &Rootfs, dir: &Path) -> Result<Vec<u8>> {
     let root = dir.join("root.ext4");
     let kernels = kernels.iter().map(|kernel| {
-        let bytes = fs::metadata(dir.join(&kernel.name))?.len();
-        Ok(KernelEntry { file: &kernel.name, release: &kernel.release, bytes })
+        let vmlinux = fs::read(dir.join(&kernel.name))?;
+        let sha256 = sha256(&vmlinux);
+        Ok(KernelEntry { file: &kernel.name, release: &kernel.release, bytes: vmlinux.len() as u64, sha256 })
     });
     let manifest = Manifest {
         hash,
         kernels: kernels.collect::<Result<_>>()?,
         agent: AgentEntry {
             path: image::AGENT_PATH,
-            sha256: cache::hex(&Sha256::digest(agent)),
+            sha256: sha256(agent),
             protocol_version: cove_protocol::VERSION,
             bytes: agent.len() as u64,
         },
