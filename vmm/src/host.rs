@@ -13,8 +13,6 @@ use crate::arch::x86_64::{assist, cpuid};
 pub const KVM_VARIABLE: &str = "COVE_KVM";
 const KVM_DEFAULT: &str = "/dev/kvm";
 const KVM_API_VERSION: i32 = 12;
-/// Most vCPUs of a machine on a host that needs the assist.
-pub const ASSIST_VCPUS_MAX: u8 = 16;
 
 /// What every machine needs of KVM, with the names that its documentation uses.
 const NEEDED: [(Cap, &str); 6] = [
@@ -134,8 +132,13 @@ impl Host {
 
     /// Most vCPUs that a machine can be granted here.
     pub fn vcpus_max(&self) -> u8 {
-        let most = if self.assist { ASSIST_VCPUS_MAX } else { *VCPUS.end() };
-        most.min(self.kvm.get_max_vcpus().clamp(1, usize::from(u8::MAX)) as u8)
+        let mut most = self.kvm.get_max_vcpus();
+        if self.assist {
+            // A vCPU that waits for a lock is interpreted too, and without hypercalls it cannot yield to the one that
+            // holds it: more of them than the host has CPUs only take time from each other.
+            most = most.min(std::thread::available_parallelism().map_or(1, usize::from));
+        }
+        most.clamp(1, usize::from(*VCPUS.end())) as u8
     }
 }
 

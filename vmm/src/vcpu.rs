@@ -350,15 +350,20 @@ impl Runner {
         let mut orders = self.shared.orders();
         loop {
             match orders.order {
-                Order::Run => return true,
-                Order::End => break,
+                Order::Run => break,
+                Order::End => {
+                    self.shared.say_resting(&mut orders);
+                    return false;
+                }
                 // Said anew each time: a resume and a pause may both have come since the last look.
                 Order::Pause => self.shared.say_resting(&mut orders),
             }
             orders = self.shared.changed.wait(orders).unwrap_or_else(PoisonError::into_inner);
         }
-        self.shared.say_resting(&mut orders);
-        false
+        drop(orders);
+        // Tells the guest's watchdogs that it was stopped. A guest without kvm-clock refuses, and has none to tell.
+        let _ = self.target.vcpu().kvmclock_ctrl();
+        true
     }
 
     /// Answers [`VcpuHandle::sample`].

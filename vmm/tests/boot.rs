@@ -6,7 +6,7 @@ mod harness;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 
-use cove_protocol::vmm::{ErrorKind, ExitReason, Reply, Request};
+use cove_protocol::vmm::{ErrorKind, ExitReason, HostProbe, Reply, Request};
 use harness::{Guest, Vmm};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -156,6 +156,27 @@ fn a_wrong_request_is_refused_with_a_reason_and_changes_nothing() {
     let mut stranger = UnixStream::connect(vmm.folder().join("control")).unwrap();
     stranger.write_all(&[0xff; 4096]).unwrap();
     assert!(!control.stats().paused);
+    control.done(&Request::Stop);
+    assert!(vmm.wait().success());
+}
+
+#[test]
+fn the_vcpus_that_were_granted_are_said() {
+    let mut vmm = Vmm::spawn();
+    let probe = std::process::Command::new(env!("CARGO_BIN_EXE_vmm")).arg("probe").output().unwrap();
+    let probe: HostProbe = serde_json::from_slice(&probe.stdout).unwrap();
+    assert_eq!(probe.problem, None);
+    let guest = Guest::new("simple", &[]);
+    let mut control = vmm.connect();
+    let mut spec = vmm.spec(&guest.path);
+    spec.vcpus = 16;
+    match control.ask(&Request::Start(Box::new(spec))) {
+        Reply::Started { version, vcpus, assist } => {
+            assert_eq!((version, vcpus, assist), (cove_protocol::VERSION, probe.vcpus_max, probe.assist));
+        }
+        reply => panic!("{reply:?}"),
+    }
+    assert_eq!(control.stats().vcpus.len(), usize::from(probe.vcpus_max));
     control.done(&Request::Stop);
     assert!(vmm.wait().success());
 }
