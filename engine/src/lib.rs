@@ -49,7 +49,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use time::OffsetDateTime;
-use tokio::sync::{broadcast, oneshot, watch};
+use tokio::sync::{Semaphore, broadcast, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -76,7 +76,7 @@ use sandbox::{recovery, spec, start};
 use template::store;
 
 /// How often old records are forgotten and logs are cut.
-const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(3600);
+const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(60);
 
 /// Longest vmm log; a longer one is cut to nothing.
 const VMM_LOG_BYTES_MAX: u64 = 4 << 20;
@@ -103,6 +103,8 @@ pub(crate) struct Shared {
     pub(crate) tasks: TaskTracker,
     pub(crate) stopping: CancellationToken,
     handles: Mutex<HashMap<SandboxId, Handle>>,
+    /// Boots at one time: as many as the host has CPUs.
+    pub(crate) boots: Semaphore,
     /// Held from the look at the host to the row that takes its share.
     admission: tokio::sync::Mutex<()>,
     keys: Keys,
@@ -173,6 +175,7 @@ impl Engine {
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
             handles: Mutex::default(),
+            boots: Semaphore::new(std::thread::available_parallelism().map_or(1, std::num::NonZero::get)),
             admission: tokio::sync::Mutex::default(),
             keys: Keys::default(),
             exec_ids: AtomicU64::default(),
@@ -197,6 +200,8 @@ impl Engine {
             );
         }
         self.shared.db.close().await;
+        // Only an empty one goes: machines that live on listen in theirs.
+        let _ = fs::remove_dir(&self.shared.config.paths.runtime);
         tracing::info!("engine stopped");
     }
 

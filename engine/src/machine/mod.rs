@@ -6,10 +6,11 @@ pub(crate) mod process;
 
 pub(crate) mod control;
 
-use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+pub(crate) mod log;
+
+use std::io;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use cove_protocol::frame::FrameError;
@@ -29,9 +30,6 @@ const KILL_DEADLINE: Duration = Duration::from_secs(30);
 
 /// How long the reason that a vmm gives may come after its end.
 const REASON_DEADLINE: Duration = Duration::from_millis(200);
-
-/// Newest bytes of a log that go into the reason of a failure.
-const LOG_TAIL_BYTES: u64 = 600;
 
 /// Why a machine could not be started or asked something.
 #[derive(Debug, thiserror::Error)]
@@ -199,14 +197,13 @@ impl Machine {
     }
 
     /// Returns when the process ended, with a sentence about why: what the vmm said, how its process ended, and the last
-    /// words of its log.
+    /// words of the log that says more.
     pub(crate) async fn ended(&self) -> String {
         let end = self.process.ended().await;
         let mut reason = self.reason.clone();
         let said = timeout(REASON_DEADLINE, reason.wait_for(Option::is_some)).await;
         let said = said.ok().and_then(Result::ok).and_then(|reason| reason.clone());
-        let tail = log_tail(&self.vmm_log, LOG_TAIL_BYTES);
-        sentence(said.as_ref(), end, &tail)
+        sentence(said.as_ref(), end, &log::last_words(&self.vmm_log), &log::last_words(&self.console_log))
     }
 
     pub(crate) async fn stats(&self) -> Result<Stats, MachineError> {
@@ -215,11 +212,6 @@ impl Machine {
 
     pub(crate) async fn console_tail(&self, bytes_max: u32) -> Result<Vec<u8>, MachineError> {
         self.or_ended(async { Control::connect(&self.control).await?.console_tail(bytes_max).await }).await
-    }
-
-    /// The newest bytes of the console's log file, for the reason of a failure.
-    pub(crate) fn console_log_tail(&self) -> String {
-        log_tail(&self.console_log, LOG_TAIL_BYTES)
     }
 
     /// Pulls the plug. Returns when the process is gone; nothing when it already is.
@@ -241,41 +233,17 @@ fn readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::with_interest(fd, Interest::READABLE)
 }
 
-/// Why a machine ended, as one sentence.
-fn sentence(said: Option<&ExitReason>, end: ProcessEnd, log_tail: &str) -> String {
-    let mut text = match said {
-        Some(ExitReason::Stopped) => "the machine was stopped".to_owned(),
-        Some(ExitReason::PowerOff) => "the guest powered off".to_owned(),
-        Some(ExitReason::Reset) => "the guest asked for a reset".to_owned(),
-        Some(ExitReason::GuestFault(what)) => format!("the guest failed: {what}"),
-        Some(ExitReason::HostFault(what)) => format!("the machine failed: {what}"),
-        None => end.to_string(),
+/// Why a machine ended, as one sentence. Where the guest failed its console says more, else the vmm's log does.
+fn sentence(said: Option<&ExitReason>, end: ProcessEnd, vmm_log: &str, console: &str) -> String {
+    let (text, (whose, words)) = match said {
+        Some(ExitReason::Stopped) => ("the machine was stopped".to_owned(), ("", "")),
+        Some(ExitReason::PowerOff) => ("the guest powered off".to_owned(), ("", "")),
+        Some(ExitReason::Reset) => ("the guest asked for a reset".to_owned(), ("console", console)),
+        Some(ExitReason::GuestFault(what)) => (format!("the guest failed: {what}"), ("console", console)),
+        Some(ExitReason::HostFault(what)) => (format!("the machine failed: {what}"), ("vmm log", vmm_log)),
+        None => (end.to_string(), ("vmm log", vmm_log)),
     };
-    let clean = matches!(said, Some(ExitReason::Stopped | ExitReason::PowerOff | ExitReason::Reset));
-    if !clean && !log_tail.is_empty() {
-        text.push_str("; the end of its log: ");
-        text.push_str(log_tail);
-    }
-    text
-}
-
-/// The newest whole lines of a log, at most `bytes_max`; empty when there are none.
-fn log_tail(path: &Path, bytes_max: u64) -> String {
-    let read = || -> io::Result<Vec<u8>> {
-        let mut file = File::open(path)?;
-        let length = file.metadata()?.len();
-        file.seek(SeekFrom::Start(length.saturating_sub(bytes_max)))?;
-        let mut bytes = Vec::new();
-        file.take(bytes_max).read_to_end(&mut bytes)?;
-        // The first line is cut, unless the whole log is here.
-        if length > bytes_max
-            && let Some(end) = bytes.iter().position(|byte| *byte == b'\n')
-        {
-            bytes.drain(..=end);
-        }
-        Ok(bytes)
-    };
-    String::from_utf8_lossy(&read().unwrap_or_default()).trim().to_owned()
+    if words.is_empty() { text } else { format!("{text}; the end of its {whose}: {words}") }
 }
 
 #[cfg(test)]
@@ -284,20 +252,12 @@ mod tests {
 
     #[test]
     fn the_reason_names_what_is_known() {
-        let text = sentence(None, ProcessEnd::Signal(9), "last words");
-        assert_eq!(text, "the vmm process was killed by signal 9; the end of its log: last words");
-        assert_eq!(sentence(Some(&ExitReason::PowerOff), ProcessEnd::Code(0), "x"), "the guest powered off");
+        let text = sentence(None, ProcessEnd::Signal(9), "last words", "c");
+        assert_eq!(text, "the vmm process was killed by signal 9; the end of its vmm log: last words");
+        assert_eq!(sentence(Some(&ExitReason::PowerOff), ProcessEnd::Code(0), "v", "c"), "the guest powered off");
         let fault = ExitReason::GuestFault("triple fault".into());
-        assert_eq!(sentence(Some(&fault), ProcessEnd::Code(1), ""), "the guest failed: triple fault");
-    }
-
-    #[test]
-    fn a_tail_is_whole_lines() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("log");
-        assert_eq!(log_tail(&path, 10), "");
-        std::fs::write(&path, "first\nsecond\nthird\n").unwrap();
-        assert_eq!(log_tail(&path, 100), "first\nsecond\nthird");
-        assert_eq!(log_tail(&path, 15), "second\nthird");
+        assert_eq!(sentence(Some(&fault), ProcessEnd::Code(1), "v", ""), "the guest failed: triple fault");
+        let text = sentence(Some(&ExitReason::Reset), ProcessEnd::Code(0), "v", "Kernel panic");
+        assert_eq!(text, "the guest asked for a reset; the end of its console: Kernel panic");
     }
 }

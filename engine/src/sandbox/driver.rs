@@ -252,8 +252,7 @@ impl Driver {
 
     /// The machine is no more; the disk and the logs stay until the sandbox is destroyed.
     async fn fail(&mut self, reason: String) {
-        let console = self.live.borrow().machine.as_ref().map(|machine| machine.console_log_tail()).unwrap_or_default();
-        self.fail_with(start::with_console(reason, &console), Outcome::Failed, Leftover::DiskAndLogs).await;
+        self.fail_with(reason, Outcome::Failed, Leftover::DiskAndLogs).await;
     }
 
     async fn fail_with(&mut self, reason: String, outcome: Outcome, leftover: Leftover) {

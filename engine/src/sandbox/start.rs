@@ -28,14 +28,18 @@ use crate::db::{DbError, TemplateVersion};
 use crate::disk::{self, DiskError};
 use crate::error::Error;
 use crate::host::Tools;
+use crate::machine::log::last_words;
 use crate::machine::{Machine, MachineError, MachineFiles};
 
 /// How long a machine may take from `Start` to the agent's report. Hosts that emulate the guest's kernel take ten
 /// seconds alone, and many times that when many start at once.
 const BOOT_DEADLINE: Duration = Duration::from_secs(180);
 
-/// How long a whole start may take: what the journal notes.
-pub(crate) const START_DEADLINE: Duration = Duration::from_secs(300);
+/// How long a start may wait for its turn to boot.
+const TURN_DEADLINE: Duration = Duration::from_secs(600);
+
+/// How long a whole start may take, its turn waited for: what the journal notes.
+pub(crate) const START_DEADLINE: Duration = Duration::from_secs(900);
 
 /// The context id of every guest: each has a vsock device and a host side of its own, so they cannot collide.
 const GUEST_CID: u32 = 3;
@@ -46,6 +50,8 @@ const CONSOLE_BYTES_MAX: u64 = 1 << 20;
 /// Why a start failed; the chain of causes becomes the record's `last_error`.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StartError {
+    #[error("other sandboxes were starting for {} s, and its turn did not come", TURN_DEADLINE.as_secs())]
+    Turn,
     #[error("the disk could not be made")]
     Disk(#[source] DiskError),
     #[error("its files could not be made")]
@@ -89,6 +95,8 @@ pub(crate) async fn cold_boot(
 ) -> Result<Booted, StartError> {
     let paths = &shared.config.paths;
     let id = &sandbox.id;
+    // Boots are work for the host's CPUs: one after the other is ready sooner than all at once.
+    let _turn = timeout(TURN_DEADLINE, shared.boots.acquire()).await.map_err(|_| StartError::Turn)?;
     for dir in [paths.sandbox(id), paths.sockets(id)] {
         make_dir(&dir).map_err(|error| StartError::Files(Box::new(error)))?;
     }
@@ -113,12 +121,9 @@ pub(crate) async fn cold_boot(
 
     let report = tokio::select! {
         report = timeout(BOOT_DEADLINE, ready.wait()) => report,
-        reason = machine.ended() => {
-            let reason = with_console(reason, &machine.console_log_tail());
-            return Err(StartError::Machine(MachineError::Exited(reason)));
-        }
+        reason = machine.ended() => return Err(StartError::Machine(MachineError::Exited(reason))),
     };
-    let report = report.map_err(|_| StartError::Boot { console: machine.console_log_tail() })?;
+    let report = report.map_err(|_| StartError::Boot { console: last_words(&paths.console_log(id)) })?;
     let report = report.map_err(StartError::Report)?;
     tracing::info!(boot_us = report.boot_us, kernel = report.kernel, "agent ready");
     progress(live, Progress::AgentAnswered);
@@ -166,11 +171,6 @@ pub(crate) fn remove_dir(path: &Path) -> Result<(), Error> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::file("remove", path)(error)),
         _ => Ok(()),
     }
-}
-
-/// A reason with the last words of the guest's console, where there are any.
-pub(crate) fn with_console(reason: String, console: &str) -> String {
-    if console.is_empty() { reason } else { format!("{reason}; the end of its console: {console}") }
 }
 
 fn progress(live: &watch::Sender<Live>, progress: Progress) {
