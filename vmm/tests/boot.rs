@@ -161,6 +161,63 @@ fn a_wrong_request_is_refused_with_a_reason_and_changes_nothing() {
 }
 
 #[test]
+fn memory_beyond_the_gap_is_at_4_gib() {
+    let mut vmm = Vmm::spawn();
+    let mut events = vmm.connect().subscribe();
+    let guest = Guest::new("simple", &["HIGH"]);
+    let mut spec = vmm.spec(&guest.path);
+    spec.memory_mib = 5 << 10;
+    vmm.connect().start(spec);
+    assert_eq!(events.ended(), ExitReason::Reset);
+    vmm.wait();
+    assert_eq!(vmm.console(), "hi\ny");
+}
+
+#[test]
+fn a_bzimage_starts_at_its_64_bit_entry() {
+    // mov dx, 0x3f8; mov al, 'b'; out dx, al; mov al, 0xfe; out 0x64, al; hlt
+    const CODE: [u8; 12] = [0x66, 0xba, 0xf8, 0x03, 0xb0, b'b', 0xee, 0xb0, 0xfe, 0xe6, 0x64, 0xf4];
+    const SETUP_SECTORS: usize = 1;
+    let setup_bytes = (SETUP_SECTORS + 1) * 512;
+    let mut image = vec![0; setup_bytes + 0x200];
+    // Header fields: Linux, Documentation/arch/x86/boot.rst.
+    image[0x1f1] = SETUP_SECTORS as u8;
+    image[0x202..0x206].copy_from_slice(b"HdrS");
+    image[0x206..0x208].copy_from_slice(&0x20cu16.to_le_bytes());
+    image[0x211] = 1;
+    image[0x214..0x218].copy_from_slice(&0x10_0000u32.to_le_bytes());
+    image[0x236] = 1;
+    image.extend(CODE);
+    let mut vmm = Vmm::spawn();
+    let kernel = vmm.folder().join("bzImage");
+    std::fs::write(&kernel, image).unwrap();
+    let mut events = vmm.connect().subscribe();
+    vmm.connect().start(vmm.spec(&kernel));
+    assert_eq!(events.ended(), ExitReason::Reset);
+    vmm.wait();
+    assert_eq!(vmm.console(), "b");
+}
+
+#[test]
+fn the_process_keeps_nothing_that_it_does_not_need() {
+    // A descriptor that a parent forgot to close on exec.
+    let secret = tempfile::NamedTempFile::new().unwrap();
+    rustix::io::fcntl_setfd(secret.as_file(), rustix::io::FdFlags::empty()).unwrap();
+    let mut vmm = Vmm::spawn();
+    let mut control = vmm.connect();
+    control.start(vmm.spec(&Guest::new("simple", &[]).path));
+    let open = std::fs::read_dir(format!("/proc/{}/fd", vmm.pid())).unwrap();
+    let targets: Vec<_> = open.filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok()).collect();
+    assert!(!targets.iter().any(|target| target == secret.path()), "{targets:?}");
+    let status = std::fs::read_to_string(format!("/proc/{}/status", vmm.pid())).unwrap();
+    assert!(status.contains("NoNewPrivs:\t1"), "{status}");
+    let socket = std::fs::metadata(vmm.folder().join("control")).unwrap();
+    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&socket.permissions()) & 0o077, 0);
+    control.done(&Request::Stop);
+    assert!(vmm.wait().success());
+}
+
+#[test]
 fn the_vcpus_that_were_granted_are_said() {
     let mut vmm = Vmm::spawn();
     let probe = std::process::Command::new(env!("CARGO_BIN_EXE_vmm")).arg("probe").output().unwrap();

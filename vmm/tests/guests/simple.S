@@ -1,5 +1,5 @@
 // A guest that says "hi" on the serial port and then does one thing, chosen when it is assembled: RESET, FAULT (a triple
-// fault), FLOOD (the serial port, for ever) or nothing (spins).
+// fault), FLOOD (the serial port, for ever), HIGH (uses its memory at 4 GiB, then resets) or nothing (spins).
 
 .set SERIAL, 0x3f8
 
@@ -14,6 +14,22 @@ _start:
     mov $'\n', %al
     out %al, %dx
 #if defined(RESET)
+    mov $0xfe, %al
+    out %al, $0x64
+#elif defined(HIGH)
+    // The boot page tables get a level 2 table at 0xc000 for the fifth GiB, with one page of 2 MiB.
+    movq $0xc007, 0xa020
+    mov $0x100000083, %rax
+    mov %rax, 0xc000
+    mov %cr3, %rax
+    mov %rax, %cr3
+    mov $0x100000000, %rbx
+    mov $0x1122334455667788, %rcx
+    mov %rcx, 0x1ffff8(%rbx)
+    cmp 0x1ffff8(%rbx), %rcx
+    jne 1f
+    mov $'y', %al
+    out %al, %dx
     mov $0xfe, %al
     out %al, $0x64
 #elif defined(FAULT)
