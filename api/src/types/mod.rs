@@ -1,17 +1,19 @@
 //! The JSON shapes of the API: what `openapi.json` and the page's types are made from. Data only; routes fill them.
 
+mod create;
 mod exec;
 mod files;
 mod sandbox;
 mod system;
 mod template;
 
+pub use create::CreateBody;
 pub use exec::{ChunkData, ExecBody, ExecData, ExecResult, ExitData, LineData, OutputAs};
 pub use files::{
     Borrowed, FileEntry, FileFailure, FileInMany, FileWritten, Listing, PathBody, Removed, WriteBody, WriteMany,
     WriteManyBody, Written,
 };
-pub use sandbox::{CreateBody, DestroyedRecord, Readiness, SandboxRecord, WaitOver};
+pub use sandbox::{DestroyedRecord, Readiness, SandboxRecord, WaitOver};
 pub use system::{Health, HostInfo, Logs, MachineFigures, SystemInfo};
 pub use template::{TemplateList, TemplateRecord};
 
