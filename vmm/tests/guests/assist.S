@@ -6,7 +6,7 @@
 // and a newline at the end; ! says that a step went wrong. Then the machine powers off.
 
 #ifdef MANY                          // long enough for many pauses
-.set ROUNDS, 4000
+.set ROUNDS, 2000
 #else
 .set ROUNDS, 400
 #endif

@@ -109,6 +109,12 @@ impl Connection {
         frame::read(&mut self.stream).unwrap().expect("the vmm closed the connection")
     }
 
+    /// As [`Connection::ask`]; `None` when the machine ended and the connection with it.
+    pub fn try_ask(&mut self, request: &Request) -> Option<Reply> {
+        frame::write(&mut self.stream, request).ok()?;
+        frame::read(&mut self.stream).ok()?
+    }
+
     /// Starts a machine.
     pub fn start(&mut self, spec: MachineSpec) {
         match self.ask(&Request::Start(Box::new(spec))) {

@@ -192,3 +192,22 @@ impl Cpu for KvmCpu<'_> {
         self.fd.set_guest_debug(&debug).map_err(refused("set a breakpoint"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_old_interrupt_bit_of_the_shared_page_does_not_come_back() {
+        let kvm = crate::host::open_kvm().expect("this test needs KVM");
+        let vm = kvm.create_vm().unwrap();
+        let mut fd = vm.create_vcpu(0).unwrap();
+        for synced in [true, false] {
+            let mut sregs = fd.get_sregs().unwrap();
+            sregs.interrupt_bitmap = [0, 1, 0, 0];
+            KvmCpu::new(&mut fd, synced).set_sregs(&sregs).unwrap();
+            assert_eq!(fd.sync_regs().sregs.interrupt_bitmap, [0; 4]);
+            assert_eq!(fd.get_vcpu_events().unwrap().interrupt.injected, 0);
+        }
+    }
+}
