@@ -24,6 +24,7 @@ mod page;
 mod routes;
 mod serve;
 mod sse;
+pub mod token;
 mod trace;
 mod types;
 

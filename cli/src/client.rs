@@ -75,7 +75,7 @@ impl Client {
         };
         let token = match token {
             Some(token) => token,
-            None => local_token(&data_dir()?)?,
+            None => cove_api::token::load(&data_dir()?)?,
         };
         Self::new(&base, token)
     }
@@ -160,11 +160,6 @@ fn local_server(data_dir: &Path) -> Result<String, ClientError> {
         Some(server) => ClientError::Starting { pid: server.pid },
         None => ClientError::NoServer { data_dir: data_dir.to_path_buf() },
     })
-}
-
-fn local_token(data_dir: &Path) -> Result<String, ClientError> {
-    let path = data_dir.join(local::TOKEN_FILE);
-    local::token(data_dir).map_err(|source| ClientError::Token { path, source })
 }
 
 #[cfg(test)]

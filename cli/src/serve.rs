@@ -4,18 +4,17 @@
 //! machines be: the next start finds them again. A second signal ends the process at once.
 
 mod log;
-mod token;
 
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use cove_api::ApiConfig;
+use cove_api::{ApiConfig, token};
 use cove_engine::{Engine, EngineConfig};
 use tokio::net::TcpListener;
 
-use crate::client::{ConnectionArgs, local};
+use crate::client::ConnectionArgs;
 use crate::exec::Interrupts;
 use crate::paths;
 use log::LogFormat;
@@ -62,9 +61,9 @@ pub async fn run(args: Args, connection: &ConnectionArgs) -> Result<u8> {
         }
     };
     let port = listener.local_addr().context("Cannot tell the port")?.port();
-    let token = token::load_or_make(&data_dir.join(local::TOKEN_FILE))?;
+    let token = token::load_or_make(&data_dir)?;
     engine.announce_port(port)?;
-    announce(port, &data_dir.join(local::TOKEN_FILE));
+    announce(port, &data_dir.join(token::FILE_NAME), &token);
 
     let api = ApiConfig::new(token, port);
     let stopping = api.stopping.clone();
@@ -92,14 +91,14 @@ pub async fn run(args: Args, connection: &ConnectionArgs) -> Result<u8> {
 }
 
 /// Says where the server is. Programs read these lines; the last one means that it answers.
-fn announce(port: u16, token: &std::path::Path) {
+fn announce(port: u16, token_file: &Path, token: &str) {
     let lines = format!(
         "MIOSA_BASE_URL=http://127.0.0.1:{port}/api/v1\n\
          Token: {} (export MIOSA_API_KEY=\"$(cat '{}')\")\n\
-         Page: http://127.0.0.1:{port}/\n\
+         Page: http://127.0.0.1:{port}/#token={token}\n\
          Ready\n",
-        token.display(),
-        token.display()
+        token_file.display(),
+        token_file.display()
     );
     // Whoever started us may have closed its end; that is no reason not to serve.
     let _ = io::stdout().lock().write_all(lines.as_bytes());

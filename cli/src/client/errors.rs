@@ -27,15 +27,9 @@ pub enum ClientError {
     /// The data directory cannot be told.
     #[error("Cannot tell where the data directory is")]
     Paths(#[source] anyhow::Error),
-    /// The token file cannot be read.
-    #[error("Cannot read the API token in {}", path.display())]
-    Token {
-        /// Where it should be.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: std::io::Error,
-    },
+    /// The token of the local server cannot be had.
+    #[error(transparent)]
+    Token(#[from] cove_api::token::TokenError),
     /// The address is not one.
     #[error("'{url}' is not an address")]
     Address {

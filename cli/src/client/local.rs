@@ -10,10 +10,7 @@ use serde::Deserialize;
 /// The server's lock file, in the data directory.
 const LOCK_FILE: &str = "lock";
 
-/// The API token, in the data directory, mode 0600.
-pub const TOKEN_FILE: &str = "token";
-
-/// Most bytes read of a lock or token file.
+/// Most bytes read of a lock file.
 const FILE_BYTES_MAX: u64 = 4096;
 
 /// A running server.
@@ -44,13 +41,6 @@ pub fn server(data_dir: &Path) -> Option<LocalServer> {
     let server: LocalServer = serde_json::from_str(&text).ok()?;
     let locks = fs::read_to_string("/proc/locks").ok()?;
     locks.lines().any(|line| is_flock_of(line, server.pid, inode)).then_some(server)
-}
-
-/// The token of the server that holds or held `data_dir`.
-pub fn token(data_dir: &Path) -> std::io::Result<String> {
-    let mut text = String::new();
-    File::open(data_dir.join(TOKEN_FILE))?.take(FILE_BYTES_MAX).read_to_string(&mut text)?;
-    Ok(text.trim().to_owned())
 }
 
 /// A line of `/proc/locks` (proc(5)): `1: FLOCK ADVISORY WRITE <pid> <major>:<minor>:<inode> 0 EOF`.
