@@ -220,6 +220,30 @@ fn hostile_chains_come_back_and_the_next_one_works() {
 }
 
 #[test]
+fn a_full_queue_is_worked_off_in_order_by_one_kick() {
+    let base: Vec<u8> = (0..128 * 512).map(|at| (at / 512) as u8).collect();
+    let layers = Layers::new().raw(&base).qcow2(1 << 20);
+    let mut driver = driver(&layers, false);
+    for _ in 0..3 {
+        driver.free_all();
+        let requests: Vec<_> = (0..128u8)
+            .map(|sector| {
+                let mut header = [0; 16];
+                header[8] = sector;
+                let chain = [driver.readable(&header), driver.writable(512), driver.writable(1)];
+                (driver.submit_indirect(0, &chain), sector, chain)
+            })
+            .collect();
+        driver.kick(0);
+        for (head, sector, [_, data, status]) in requests {
+            assert_eq!(driver.used(0), (head.into(), 513));
+            assert_eq!((driver.contents(data), driver.contents(status)), (vec![sector; 512], vec![OK]));
+        }
+    }
+    assert_eq!(driver.stats_at_rest().requests, 384);
+}
+
+#[test]
 fn a_driver_that_comes_back_finds_its_disk() {
     let layers = Layers::new().qcow2(1 << 20);
     let mut driver = driver(&layers, false);
