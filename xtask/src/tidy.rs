@@ -20,6 +20,7 @@ const UNSAFE_FILES: &[&str] = &[
     "guest/src/reaper.rs",
     "vmm/src/jail.rs",
     "vmm/src/memory.rs",
+    "vmm/src/signal.rs",
     "vmm/src/vcpu.rs",
 ];
 
