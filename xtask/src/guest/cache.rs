@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use anyhow::{Context, Result};
-use rustix::fs::statvfs;
+use rustix::fs::{StatVfsMountFlags, statvfs};
 use sha2::{Digest, Sha256};
 
 use crate::workspace;
@@ -91,9 +91,11 @@ impl Cache {
         self.root.join("tmp")
     }
 
-    /// An empty directory for very many small files; gone when the value is dropped, or at the next [`Cache::open`].
-    pub fn workbench(&self) -> Result<Workbench> {
-        let path = if has_room_in_memory() { self.memory_scratch() } else { self.scratch().join("workbench") };
+    /// An empty directory for very many small files; gone when the value is dropped, or at the next [`Cache::open`]. It
+    /// is in memory unless there is too little of it or the file system there has one of the mount flags `unfit`.
+    pub fn workbench(&self, name: &str, unfit: StatVfsMountFlags) -> Result<Workbench> {
+        let parent = if has_room_in_memory(unfit) { self.memory_scratch() } else { self.scratch() };
+        let path = parent.join(name);
         remove_all(&path)?;
         fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
         Ok(Workbench(path))
@@ -166,8 +168,9 @@ impl Drop for Workbench {
     }
 }
 
-fn has_room_in_memory() -> bool {
-    let disk_bytes = statvfs(MEMORY_DISK).map_or(0, |disk| disk.f_bavail * disk.f_frsize);
+fn has_room_in_memory(unfit: StatVfsMountFlags) -> bool {
+    let usable = statvfs(MEMORY_DISK).ok().filter(|disk| !disk.f_flag.intersects(unfit));
+    let disk_bytes = usable.map_or(0, |disk| disk.f_bavail * disk.f_frsize);
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     disk_bytes >= WORKBENCH_BYTES && available_bytes(&meminfo) >= WORKBENCH_BYTES + MEMORY_LEFT_BYTES
 }
@@ -219,7 +222,7 @@ mod tests {
     fn a_workbench_goes_with_its_value() {
         let dir = tempfile::tempdir().unwrap();
         let cache = Cache::open_at(dir.path()).unwrap();
-        let workbench = cache.workbench().unwrap();
+        let workbench = cache.workbench("name", StatVfsMountFlags::empty()).unwrap();
         let path = workbench.path().to_path_buf();
         fs::write(path.join("file"), "x").unwrap();
         drop(workbench);

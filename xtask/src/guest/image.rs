@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use rustix::fs::StatVfsMountFlags;
 
-use super::cache::{Cache, Fingerprint, remove_all};
+use super::cache::{Cache, Fingerprint};
 use super::recipe::DiskRecipe;
 use super::rootfs::Rootfs;
 use crate::setup;
@@ -68,9 +69,8 @@ pub fn build_base(cache: &Cache, disk: &DiskRecipe, rootfs: &Rootfs, epoch: u64,
 
 /// Unpack the root, without device nodes (the guest's kernel makes them), and let mke2fs copy it. Without root, fakeroot keeps owners and modes in between.
 fn fill(step: &Step, cache: &Cache, disk: &DiskRecipe, rootfs: &Rootfs, epoch: u64, image: &Path) -> Result<()> {
-    let tree = cache.scratch().join("root");
-    remove_all(&tree)?;
-    fs::create_dir_all(&tree)?;
+    let workbench = cache.workbench("root", StatVfsMountFlags::empty())?;
+    let tree = workbench.path();
     let blocks = disk.size_mib * (1 << 20) / BLOCK_BYTES;
     let script = r#"tar --extract --numeric-owner --preserve-permissions --same-owner --exclude='./dev/*' --file "$1" --directory "$2"; shift 2; exec mke2fs "$@""#;
 
@@ -78,7 +78,7 @@ fn fill(step: &Step, cache: &Cache, disk: &DiskRecipe, rootfs: &Rootfs, epoch: u
     if !setup::is_root()? {
         command.args(["--", "sh"]);
     }
-    command.args(["-e", "-c", script, "sh"]).arg(&rootfs.archive).arg(&tree);
+    command.args(["-e", "-c", script, "sh"]).arg(&rootfs.archive).arg(tree);
     command.args(["-q", "-F", "-t", "ext4", "-m", "0", "-I", "256", "-b"]).arg(BLOCK_BYTES.to_string());
     command.arg("-O").arg(format!("none,{}", disk.features.join(",")));
     command.arg("-E").arg(format!(
@@ -93,14 +93,13 @@ fn fill(step: &Step, cache: &Cache, disk: &DiskRecipe, rootfs: &Rootfs, epoch: u
         .arg("-U")
         .arg(&disk.uuid)
         .arg("-d")
-        .arg(&tree)
+        .arg(tree)
         .arg(image)
         .arg(blocks.to_string());
     reproducible(&mut command, epoch);
     step.run(&mut command)?;
     // The zeroed inode tables and journal need no space on the host.
-    step.run(Command::new("fallocate").arg("--dig-holes").arg(image))?;
-    remove_all(&tree)
+    step.run(Command::new("fallocate").arg("--dig-holes").arg(image))
 }
 
 /// e2fsprogs writes this time instead of the clock's, and takes no settings from the host.

@@ -7,6 +7,7 @@ use std::process::Command;
 use std::thread::available_parallelism;
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::fs::StatVfsMountFlags;
 
 use super::cache::{Cache, Fingerprint, Workbench, remove_all};
 use super::kconfig;
@@ -66,7 +67,7 @@ impl<'a> Source<'a> {
             return Ok(workbench.path());
         }
         let step = Step::begin(format!("Unpack {} {}", self.recipe.package, self.version), log)?;
-        let workbench = self.cache.workbench()?;
+        let workbench = self.cache.workbench("kernel", StatVfsMountFlags::NOEXEC)?;
         let tree = workbench.path().join(TREE);
         fs::create_dir_all(&tree)?;
         let mut tar = Command::new("tar");

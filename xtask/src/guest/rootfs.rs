@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use rustix::fs::StatVfsMountFlags;
 use serde::{Deserialize, Serialize};
 
 use super::cache::{Cache, Fingerprint};
@@ -68,7 +69,7 @@ pub fn build(cache: &Cache, recipe: &RootfsRecipe, fresh: bool) -> Result<Rootfs
                 &cache.log("rootfs"),
             )?;
             let dir = cache.make("rootfs", &hash, |out| {
-                run_mmdebstrap(&step, recipe, &overlay, out)?;
+                run_mmdebstrap(&step, cache, recipe, &overlay, out)?;
                 let contents = read_contents(&out.join("rootfs.tar"))?;
                 Ok(fs::write(out.join("contents.json"), serde_json::to_vec_pretty(&contents)?)?)
             })?;
@@ -103,7 +104,7 @@ fn pack_overlay(cache: &Cache, epoch: u64) -> Result<PathBuf> {
     Ok(archive)
 }
 
-fn run_mmdebstrap(step: &Step, recipe: &RootfsRecipe, overlay: &Path, out: &Path) -> Result<()> {
+fn run_mmdebstrap(step: &Step, cache: &Cache, recipe: &RootfsRecipe, overlay: &Path, out: &Path) -> Result<()> {
     let sources = out.join("sources.list");
     let options = out.join("apt.conf");
     fs::write(&sources, host_sources(recipe)?.join("\n") + "\n")?;
@@ -122,7 +123,10 @@ fn run_mmdebstrap(step: &Step, recipe: &RootfsRecipe, overlay: &Path, out: &Path
     // Last, because apt's own files in the root are replaced too.
     command.arg(format!("--customize-hook=tar-in {} /", quoted(&overlay.display().to_string())));
     command.arg(&recipe.suite).arg(out.join("rootfs.tar")).arg(&sources);
-    command.env("SOURCE_DATE_EPOCH", recipe.epoch.to_string()).env("LC_ALL", "C.UTF-8");
+    // A root needs devices, set-user-id programs, and programs at all.
+    let unfit = StatVfsMountFlags::NODEV | StatVfsMountFlags::NOSUID | StatVfsMountFlags::NOEXEC;
+    let workbench = cache.workbench("mmdebstrap", unfit)?;
+    command.env("TMPDIR", workbench.path()).env("SOURCE_DATE_EPOCH", recipe.epoch.to_string()).env("LC_ALL", "C.UTF-8");
     step.run(&mut command)?;
     fs::remove_file(sources)?;
     Ok(fs::remove_file(options)?)
