@@ -21,6 +21,9 @@
 //! enters the kernel by its own gate, at LSTAR with SFMASK applied and the program's stack, as SYSCALL would, except
 //! that RCX need not follow a SYSCALL instruction; a kernel that returns to it by SYSRET returns to level 3.
 //!
+//! Not covered: system calls of 32-bit programs (SYSCALL to CSTAR, SYSENTER), which stay the page fault that they are on
+//! such a host, so a program that makes one dies of it. Our kernels have no 32-bit programs.
+//!
 //! Everything in [`Assist`] is plain data, so a snapshot can hold it.
 
 pub mod cpu;
