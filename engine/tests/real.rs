@@ -15,17 +15,25 @@ use tokio::time::Instant;
 static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 /// How long a boot may take in these tests.
-const BOOT: Duration = Duration::from_secs(150);
+const BOOT: Duration = Duration::from_secs(240);
+
+struct Folder(TempDir);
+
+impl Folder {
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
 
 struct Host {
-    folder: TempDir,
+    folder: Folder,
     engine: Engine,
 }
 
 impl Host {
     /// A fresh engine, or `None` where no machine can run.
     async fn start() -> Option<Host> {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = Folder(tempfile::tempdir().unwrap());
         let engine = Engine::start(config(folder.path())).await.unwrap();
         if let Some(problem) = engine.host_problem() {
             eprintln!("skipped: {problem}");
@@ -87,20 +95,28 @@ async fn run(engine: &Engine, id: &SandboxId, exec: Exec) -> Result<(String, Str
     panic!("the stream of a command ended without its exit");
 }
 
-/// The pid of the machine of the one sandbox below `folder`.
-fn vmm_pid(folder: &Path) -> i32 {
+/// A failed test leaves no machine behind.
+impl Drop for Folder {
+    fn drop(&mut self) {
+        vmm_pids(self.0.path()).into_iter().for_each(kill);
+    }
+}
+
+/// The pids of the machines below `folder`.
+fn vmm_pids(folder: &Path) -> Vec<i32> {
     let control = folder.join("run");
-    let mut found = std::fs::read_dir("/proc").unwrap().filter_map(|entry| {
+    let found = std::fs::read_dir("/proc").unwrap().filter_map(|entry| {
         let pid: i32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
         let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
         line.contains(&format!("--control\0{}", control.display())).then_some(pid)
     });
-    found.next().expect("no vmm process of this data directory")
+    found.collect()
 }
 
 fn kill(pid: i32) {
     let pid = rustix::process::Pid::from_raw(pid).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    // It may have ended by itself.
+    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
 }
 
 #[tokio::test]
@@ -175,7 +191,7 @@ async fn a_killed_machine_is_an_error_with_a_reason_within_a_second_and_a_restar
     assert_eq!(run(&engine, id, shell("cat /tmp/note")).await.unwrap().0, "here\n");
 
     let mut execution = engine.exec(id, shell("sleep 1000")).await.unwrap();
-    kill(vmm_pid(folder.path()));
+    vmm_pids(folder.path()).into_iter().for_each(kill);
     let settled = tokio::time::timeout(Duration::from_secs(1), async {
         let mut watch = engine.watch(id).await.unwrap();
         watch.wait_for(|sandbox| sandbox.state == SandboxState::Error).await.unwrap().clone()
@@ -209,5 +225,27 @@ async fn a_sandbox_can_be_destroyed_while_it_is_being_created() {
     .await
     .expect("the machine did not start");
     assert_eq!(host.engine.destroy(&sandbox.id).await.unwrap().state, SandboxState::Destroyed);
+    host.end().await;
+}
+
+#[tokio::test]
+async fn a_sandbox_that_is_not_persistent_goes_when_its_time_is_over() {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let Some(host) = Host::start().await else { return };
+    // The time counts from when it is command-ready.
+    let spec = SandboxSpec {
+        cpu_count: Some(1),
+        memory_mb: Some(512),
+        persistent: Some(false),
+        timeout_sec: Some(1),
+        ..SandboxSpec::default()
+    };
+    let id = host.engine.create(spec).await.unwrap().id;
+    let gone = tokio::time::timeout(BOOT, async {
+        let mut watch = host.engine.watch(&id).await.unwrap();
+        watch.wait_for(|sandbox| sandbox.state == SandboxState::Destroyed).await.unwrap().clone()
+    });
+    let record = gone.await.expect("it was not destroyed");
+    assert!(record.ready_at.is_some() && record.destroyed_at.is_some());
     host.end().await;
 }

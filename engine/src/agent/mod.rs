@@ -207,4 +207,4 @@ fn unexpected(request: &'static str, reply: &Reply) -> AgentError {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

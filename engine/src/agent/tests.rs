@@ -98,7 +98,8 @@ async fn serve(mut stream: UnixStream, scripts: Arc<Mutex<VecDeque<Script>>>) {
     }
 }
 
-fn exec() -> Exec {
+/// A command, for tests that only need one.
+pub(crate) fn exec() -> Exec {
     Exec { command: Command::Shell("x".into()), cwd: None, env: vec![], user: None, stdin: false, timeout_ms: None }
 }
 

@@ -57,7 +57,7 @@ pub enum AdmissionError {
 /// What the host has, and what is promised of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Room {
-    /// `MemAvailable` of /proc/meminfo, in MiB.
+    /// `MemAvailable` of /proc/meminfo, or less where a control group limits us; in MiB.
     pub(crate) memory_available_mib: u64,
     /// Free for us on the data directory's file system, in MiB.
     pub(crate) disk_available_mib: u64,
@@ -73,7 +73,8 @@ impl Room {
         let path = Path::new("/proc/meminfo");
         let text = fs::read_to_string(path).map_err(Error::file("read", path))?;
         let malformed = || Error::file("understand", path)(io::ErrorKind::InvalidData.into());
-        let memory_available_mib = memory_available_mib(&text).ok_or_else(malformed)?;
+        let host_mib = memory_available_mib(&text).ok_or_else(malformed)?;
+        let memory_available_mib = control_group_available_mib().map_or(host_mib, |mib| mib.min(host_mib));
         let disk = rustix::fs::statvfs(data_dir).map_err(|errno| Error::file("look at", data_dir)(errno.into()))?;
         let disk_available_mib = disk.f_bavail.saturating_mul(disk.f_frsize) >> 20;
         Ok(Self { memory_available_mib, disk_available_mib, live, starting })
@@ -113,6 +114,27 @@ fn memory_available_mib(meminfo: &str) -> Option<u64> {
     Some(kib >> 10)
 }
 
+/// What the memory limit of our control group and of those above it leaves (cgroup v2, `memory.max`); machines live in
+/// the same group. `None` without a limit.
+fn control_group_available_mib() -> Option<u64> {
+    let own = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let own = own.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let root = Path::new("/sys/fs/cgroup");
+    let groups = Path::new(own).ancestors().map(|group| root.join(group));
+    groups.filter_map(|group| group_available_mib(&group)).min()
+}
+
+fn group_available_mib(group: &Path) -> Option<u64> {
+    let number = |file: &str| fs::read_to_string(group.join(file)).ok()?.trim().parse::<u64>().ok();
+    // `max` is no number: no limit.
+    let limit = number("memory.max")?;
+    let used = number("memory.current")?;
+    let stat = fs::read_to_string(group.join("memory.stat")).unwrap_or_default();
+    // The page cache that the kernel gives back first.
+    let cache = stat.lines().find_map(|line| line.strip_prefix("inactive_file ")?.parse::<u64>().ok()).unwrap_or(0);
+    Some(limit.saturating_sub(used.saturating_sub(cache)) >> 20)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -140,6 +162,21 @@ mod tests {
     fn sandboxes_that_are_starting_have_their_memory_promised() {
         assert!(admit(Room { memory_available_mib: 1300, starting: 2, ..PLENTY }).is_ok());
         assert!(admit(Room { memory_available_mib: 1200, starting: 2, ..PLENTY }).is_err());
+    }
+
+    #[test]
+    fn a_control_group_with_a_limit_has_less() {
+        let group = tempfile::tempdir().unwrap();
+        assert_eq!(group_available_mib(group.path()), None);
+        let write = |file: &str, text: &str| fs::write(group.path().join(file), text).unwrap();
+        write("memory.max", "max\n");
+        write("memory.current", "104857600\n");
+        assert_eq!(group_available_mib(group.path()), None);
+        write("memory.max", "1073741824\n");
+        write("memory.stat", "anon 1\ninactive_file 52428800\n");
+        assert_eq!(group_available_mib(group.path()), Some(1024 - 100 + 50));
+        write("memory.max", "1048576\n");
+        assert_eq!(group_available_mib(group.path()), Some(0));
     }
 
     #[test]

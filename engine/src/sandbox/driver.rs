@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tracing::Instrument;
 
 use super::start::{self, Booted, Leftover, Made, StartError};
@@ -34,6 +34,9 @@ const REQUESTS_QUEUED_MAX: usize = 64;
 
 /// How long a destroy may take: what the journal notes.
 const DESTROY_DEADLINE: Duration = Duration::from_secs(60);
+
+/// How long the removal of what a failed sandbox leaves may keep its failure from being told.
+const TOLD_WITHIN: Duration = Duration::from_millis(500);
 
 /// All that may be asked of a driver.
 #[derive(Debug)]
@@ -230,7 +233,7 @@ impl Driver {
             record.cpu_granted = Some(u32::from(booted.vcpus));
             record.boot_ms = Some(boot_ms);
             record.boot_path = Some(BootPath::Cold);
-            record.started_at = Some(booted.started_at);
+            record.started_at = Some(now);
             record.ready_at = Some(now);
         });
         let Some(changed) = changed else { return };
@@ -255,39 +258,41 @@ impl Driver {
         self.fail_with(reason, Outcome::Failed, Leftover::DiskAndLogs).await;
     }
 
+    /// Moves to `error`. What is left of the sandbox is taken down first, so that whoever sees the error sees nothing else
+    /// of it; but the error is told soon, whatever that takes.
     async fn fail_with(&mut self, reason: String, outcome: Outcome, leftover: Leftover) {
         tracing::error!(reason, "sandbox failed");
-        // Told before the rest is removed: whoever waits on a broken connection wants the reason at once.
-        let changed = self.moved(Action::Failed, |record| record.last_error = Some(reason.clone()));
-        if let Some(changed) = changed {
+        let taken_down = timeout(TOLD_WITHIN, self.take_down(leftover)).await;
+        if let Some(changed) = self.moved(Action::Failed, |record| record.last_error = Some(reason.clone())) {
             if let Err(error) = self.shared.db.end_operations(&changed, outcome).await {
                 tracing::error!(error = &error as &dyn std::error::Error, "the failure could not be noted");
             }
             self.record.send_replace(changed);
             self.tell(EventKind::Error { reason });
         }
-        if let Err(error) = self.take_down(leftover).await {
+        let taken_down = match taken_down {
+            Ok(result) => result,
+            Err(_) => self.take_down(leftover).await,
+        };
+        if let Err(error) = taken_down {
             tracing::error!(error = &error as &dyn std::error::Error, "the rest of the sandbox was not removed");
         }
     }
 
-    /// Ends the machine and removes its sockets, and what of its files is not to be left over.
+    /// Ends the machine and removes its sockets, and what of its files is not to be left over. May be dropped and called
+    /// again.
     ///
     /// The machine is killed, not asked to stop: it flushes its disks before it stops, and nobody will read them again.
     async fn take_down(&mut self, leftover: Leftover) -> Result<(), Error> {
         let id = self.id();
-        let machine = self.live.send_replace(Live::default()).machine;
-        if let Some(machine) = machine
-            && let Err(source) = machine.kill().await
-        {
-            // Kept, so that the next try finds it.
-            self.live.send_modify(|live| live.machine = Some(machine));
-            return Err(Error::Machine { id, source });
+        let machine = self.live.borrow().machine.clone();
+        if let Some(machine) = machine {
+            machine.kill().await.map_err(|source| Error::Machine { id: id.clone(), source })?;
         }
-        let paths = self.shared.config.paths.clone();
-        let of = id.clone();
+        let (paths, of) = (self.shared.config.paths.clone(), id.clone());
         blocking(move || start::remove_files(&paths, &of, leftover)).await?;
         self.shared.db.delete_machine(&id).await?;
+        self.live.send_replace(Live::default());
         Ok(())
     }
 
@@ -406,3 +411,6 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests;

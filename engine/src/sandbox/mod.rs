@@ -222,7 +222,7 @@ pub struct Sandbox {
     pub boot_path: Option<BootPath>,
     /// When it was asked for.
     pub created_at: OffsetDateTime,
-    /// When its machine last started or resumed.
+    /// When its session began: it became command-ready, by a boot or a resume.
     pub started_at: Option<OffsetDateTime>,
     /// When it first was command-ready.
     pub ready_at: Option<OffsetDateTime>,

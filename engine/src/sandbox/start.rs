@@ -74,7 +74,6 @@ pub(crate) enum StartError {
 #[derive(Debug)]
 pub(crate) struct Booted {
     pub(crate) vcpus: u8,
-    pub(crate) started_at: OffsetDateTime,
 }
 
 /// What a start made so far and its owner must take down; filled as it is made.
@@ -112,7 +111,6 @@ pub(crate) async fn cold_boot(
     shared.db.put_machine(id, machine.identity()).await.map_err(StartError::Database)?;
     let spec = machine_spec(shared, tools, sandbox, base, &top);
     let started = machine.start(listening, spec).await.map_err(StartError::Machine)?;
-    let started_at = OffsetDateTime::now_utc();
     tracing::info!(vcpus = started.vcpus, assist = started.assist, "machine started");
     live.send_modify(|live| {
         live.progress = Progress::MachineStarted;
@@ -134,7 +132,7 @@ pub(crate) async fn cold_boot(
         live.progress = Progress::Configured;
         live.agent = Some(agent);
     });
-    Ok(Booted { vcpus: started.vcpus, started_at })
+    Ok(Booted { vcpus: started.vcpus })
 }
 
 /// Where a sandbox's machine has its files.
