@@ -281,6 +281,18 @@ mod tests {
     }
 
     #[test]
+    fn connections_are_bounded_and_one_that_leaves_makes_room() {
+        let (folder, mut control, _client) = pair();
+        let path = folder.path().join("control");
+        let others: Vec<_> = (0..CONNECTIONS_MAX).map(|_| UnixStream::connect(&path).unwrap()).collect();
+        assert_eq!(control.accept().len(), CONNECTIONS_MAX - 1);
+        assert!(frame::read::<Reply>(&mut others.last().unwrap()).unwrap().is_none());
+        control.remove(0);
+        let _one_more = UnixStream::connect(&path).unwrap();
+        assert_eq!(control.accept().len(), 1);
+    }
+
+    #[test]
     fn a_dead_socket_is_replaced_and_a_living_one_is_not() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("control");
