@@ -44,25 +44,24 @@ def test_death_by_signal(box):
 
 def test_a_timeout_kills_the_whole_group(box):
     began = time.monotonic()
-    result = box.exec("echo before; sleep 33 & sleep 33", {"timeout": 2})
-    assert time.monotonic() - began < 8
+    result = box.exec("echo before; sleep 333 & sleep 333", {"timeout": 5})
+    assert time.monotonic() - began < 60
     assert result.exit_code == 124
-    assert result.stdout == "before\n" and "2 s" in result.stderr
-    assert box.exec("pgrep -xc sleep -a | cat; pgrep -fc 'sleep 3[3]'").stdout.split()[-1] == "0"
+    assert result.stdout == "before\n" and "5 s" in result.stderr
+    assert box.exec("pgrep -fc 'sleep 33[3]'").stdout == "0\n"
 
 
 def test_standard_input_is_closed(box):
-    began = time.monotonic()
-    assert box.exec("cat; read line || echo none").stdout == "none\n"
-    assert time.monotonic() - began < 5
+    result = box.exec("cat; read line || echo none", {"timeout": 60})
+    assert (result.stdout, result.exit_code) == ("none\n", 0)
 
 
 def test_a_background_child_does_not_hold_the_call(box):
     began = time.monotonic()
-    result = box.exec("nohup sleep 20 & echo started")
+    result = box.exec("nohup sleep 555 & echo started")
     assert result.stdout == "started\n"
-    assert time.monotonic() - began < 8
-    box.exec("pkill -x sleep")
+    assert time.monotonic() - began < 60
+    assert box.exec("pkill -xf 'sleep 555'").exit_code == 0, "the child is gone"
 
 
 def test_a_heredoc(box):

@@ -28,7 +28,7 @@ def test_order_and_line_breaks_survive(box):
 
 
 def test_options_work_as_in_exec(box):
-    events = list(box.exec_stream("pwd; echo $A; sleep 30", {"cwd": "/tmp", "env": {"A": "b"}, "timeout": 2}))
+    events = list(box.exec_stream("pwd; echo $A; sleep 300", {"cwd": "/tmp", "env": {"A": "b"}, "timeout": 5}))
     assert [event.data["line"] for event in events if event.type == "stdout"] == ["/tmp", "b"]
     assert events[-1].data["exit_code"] == 124
 
