@@ -7,10 +7,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cove_protocol::guest::Reply;
+use cove_protocol::{frame::FrameError, guest::Reply};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     mount::{MountFlags, mount_remount},
+    net::{Shutdown, shutdown},
     process::Signal,
     system::{RebootCommand, reboot},
 };
@@ -23,6 +24,9 @@ const TERMINATE_MS: u64 = 3000;
 /// How long they may take after SIGKILL: what is left then waits for a device.
 const KILL_MS: u64 = 2000;
 
+/// How long the peer may take to close after it got its answer.
+const ANSWER_MS: i64 = 500;
+
 /// Where the vmm listens for "power off": an I/O port and the byte written to it (sleep control S5 of a PIIX4).
 const POWER_OFF: (u64, u8) = (0x600, 0x34);
 
@@ -33,7 +37,7 @@ pub fn off(transport: &mut Transport) {
     if let Err(error) = mount_remount("/", MountFlags::RDONLY, "") {
         eprintln!("cove-agent: cannot make the root file system read-only: {error}");
     }
-    if let Err(error) = transport.send_all(&Reply::Done) {
+    if let Err(error) = answer(transport) {
         eprintln!("cove-agent: nobody waits for the power-off: {error}");
     }
     if let Err(error) = write_port() {
@@ -43,6 +47,15 @@ pub fn off(transport: &mut Transport) {
     if let Err(error) = reboot(RebootCommand::Restart) {
         eprintln!("cove-agent: cannot reset the machine: {error}");
     }
+}
+
+/// Tells the peer, and waits until it has closed: what is still on its way when the machine ends is lost.
+fn answer(transport: &mut Transport) -> Result<(), FrameError> {
+    transport.send_all(&Reply::Done)?;
+    shutdown(&transport.socket, Shutdown::Write).map_err(io::Error::from)?;
+    let timeout = Timespec { tv_sec: 0, tv_nsec: ANSWER_MS * 1_000_000 };
+    poll(&mut [PollFd::new(&transport.socket, PollFlags::IN)], Some(&timeout)).map_err(io::Error::from)?;
+    Ok(())
 }
 
 /// Ends every process but this one, gently, then not.
