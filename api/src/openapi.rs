@@ -8,9 +8,19 @@ use utoipa::{Modify, OpenApi};
 use crate::error::{ErrorBody, ErrorEnvelope};
 use crate::routes;
 
+/// What holds for every call.
+const ABOUT: &str = "Sandboxes on this machine. Compatible with the MIOSA sandbox API.
+
+Every call but `/healthz` needs `Authorization: Bearer <token>`. Errors are an `ErrorEnvelope`; programs switch on \
+`error.code`. Every answer has the header `x-request-id`, under which the server's log has more.
+
+A call that takes longer than 10 s (create, exec, destroy, file writes) is answered with success at once, then one space \
+every 10 s, then the JSON document. If it fails after that, the document is the error envelope; exec has `data` with exit \
+code 255 beside it; destroy and file writes break the answer off.";
+
 #[derive(OpenApi)]
 #[openapi(
-    info(title = "Cove", description = "Sandboxes on this machine. Compatible with the MIOSA sandbox API."),
+    info(title = "Cove", description = ABOUT),
     components(schemas(ErrorEnvelope, ErrorBody)),
     security(("token" = [])),
     modifiers(&Basics),

@@ -18,6 +18,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::ApiError;
+use crate::trace::Carried;
 
 /// The longest silence on a stream: a quarter of the SDK's read timeout.
 pub const PING_INTERVAL: Duration = Duration::from_secs(15);
@@ -58,6 +59,7 @@ struct Pinged {
     frames: Option<Pin<Box<dyn Stream<Item = Bytes> + Send>>>,
     ping: Interval,
     stopping: CancellationToken,
+    request: Carried,
 }
 
 fn with_pings(
@@ -66,23 +68,30 @@ fn with_pings(
 ) -> impl Stream<Item = Bytes> + Send + 'static {
     let mut ping = interval_at(tokio::time::Instant::now() + PING_INTERVAL, PING_INTERVAL);
     ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let state = Pinged { frames: Some(Box::pin(frames)), ping, stopping };
+    let state = Pinged { frames: Some(Box::pin(frames)), ping, stopping, request: Carried::here() };
     stream::unfold(state, |mut state| async move {
-        let frames = state.frames.as_mut()?;
-        let chunk = tokio::select! {
-            biased;
-            frame = frames.next() => {
-                state.ping.reset();
-                frame?
-            }
-            () = state.stopping.cancelled() => {
-                state.frames = None;
-                error_frame(ApiError::stopping())
-            }
-            _ = state.ping.tick() => Bytes::from_static(b": ping\n\n"),
-        };
+        let chunk = state.request.clone().run(state.next()).await?;
         Some((chunk, state))
     })
+}
+
+impl Pinged {
+    async fn next(&mut self) -> Option<Bytes> {
+        let frames = self.frames.as_mut()?;
+        tokio::select! {
+            biased;
+            // First, so that a command which writes without end cannot keep the server.
+            () = self.stopping.cancelled() => {
+                self.frames = None;
+                Some(error_frame(ApiError::stopping()))
+            }
+            frame = frames.next() => {
+                self.ping.reset();
+                frame
+            }
+            _ = self.ping.tick() => Some(Bytes::from_static(b": ping\n\n")),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -124,7 +133,9 @@ mod tests {
     #[tokio::test]
     async fn a_stopping_server_ends_its_streams_with_a_reason() {
         let stopping = CancellationToken::new();
-        let mut out = Box::pin(with_pings(stream::pending(), stopping.clone()));
+        let endless = stream::repeat_with(|| Bytes::from_static(b"x"));
+        let mut out = Box::pin(with_pings(endless, stopping.clone()));
+        assert_eq!(out.next().await.unwrap(), "x");
         stopping.cancel();
         let last = out.next().await.unwrap();
         assert!(std::str::from_utf8(&last).unwrap().contains("SERVER_STOPPING"));

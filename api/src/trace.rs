@@ -1,7 +1,7 @@
 //! Request ids, the access log line, and the net under a panic: the outermost layer of every request.
 //!
 //! The id is ours alone (none is taken from outside), is in every log line of the request, in the header `x-request-id`
-//! and in error bodies. Work that goes on after the response head (streams, heartbeats) takes it along with [`carry`].
+//! and in error bodies. Work that goes on after the response head (streams, heartbeats) takes it along with [`carry`] or [`Carried`].
 
 use std::panic::AssertUnwindSafe;
 use std::sync::LazyLock;
@@ -29,9 +29,28 @@ pub fn request_id() -> Option<String> {
     CURRENT.try_with(Clone::clone).ok()
 }
 
-/// `work` with the request's id and log span, also when it is polled after the handler returned.
+/// What belongs to the request that is being answered: its id and its log span.
+#[derive(Clone, Debug)]
+pub struct Carried {
+    id: String,
+    span: Span,
+}
+
+impl Carried {
+    /// Of the request that is being answered here.
+    pub fn here() -> Self {
+        Self { id: request_id().unwrap_or_default(), span: Span::current() }
+    }
+
+    /// `work` as a part of that request, wherever it is polled.
+    pub fn run<F: Future>(&self, work: F) -> impl Future<Output = F::Output> + use<F> {
+        CURRENT.scope(self.id.clone(), work.instrument(self.span.clone()))
+    }
+}
+
+/// `work` as a part of this request, also when it is polled after the handler returned.
 pub fn carry<F: Future>(work: F) -> impl Future<Output = F::Output> {
-    CURRENT.scope(request_id().unwrap_or_default(), work).instrument(Span::current())
+    Carried::here().run(work)
 }
 
 /// A new id: unique within the life of this data directory, and short enough to be read out.
