@@ -36,23 +36,21 @@ mod host;
 
 mod framed;
 
+mod shared;
+
 pub mod error;
 
-use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
 use std::ops::RangeInclusive;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use time::OffsetDateTime;
-use tokio::sync::{Semaphore, broadcast, oneshot, watch};
+use tokio::sync::{broadcast, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 pub use cove_protocol as protocol;
 use cove_protocol::vmm::{HostProbe, Stats};
@@ -67,19 +65,12 @@ pub use template::Template;
 
 use config::Config;
 use data_dir::DataDir;
-use db::{Db, TemplateVersion};
-use host::{Host, Tools};
-use idempotency::Keys;
-use sandbox::admission::Room;
+use db::Db;
+use host::Host;
 use sandbox::driver::{self, Beginning, Handle, Progress, Request};
-use sandbox::{recovery, spec, start};
+use sandbox::{recovery, spec};
+use shared::{Shared, keep_house};
 use template::store;
-
-/// How often old records are forgotten and logs are cut.
-const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(60);
-
-/// Longest vmm log; a longer one is cut to nothing.
-const VMM_LOG_BYTES_MAX: u64 = 4 << 20;
 
 /// Most bytes of a console that can be asked for (`protocol::vmm::Request::ConsoleTail`).
 const CONSOLE_TAIL_BYTES_MAX: u32 = 256 << 10;
@@ -91,25 +82,6 @@ const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(60);
 #[derive(Clone, Debug)]
 pub struct Engine {
     shared: Arc<Shared>,
-}
-
-/// What every part of one engine sees.
-#[derive(Debug)]
-pub(crate) struct Shared {
-    pub(crate) config: Config,
-    pub(crate) db: Db,
-    pub(crate) host: Host,
-    pub(crate) events: events::Events,
-    pub(crate) tasks: TaskTracker,
-    pub(crate) stopping: CancellationToken,
-    handles: Mutex<HashMap<SandboxId, Handle>>,
-    /// Boots at one time: as many as the host has CPUs.
-    pub(crate) boots: Semaphore,
-    /// Held from the look at the host to the row that takes its share.
-    admission: tokio::sync::Mutex<()>,
-    keys: Keys,
-    exec_ids: AtomicU64,
-    data_dir: DataDir,
 }
 
 /// What may be asked for, and what this host grants.
@@ -167,20 +139,7 @@ impl Engine {
                 other => other?,
             }
         }
-        let shared = Arc::new(Shared {
-            config,
-            db,
-            host,
-            events: events::Events::new(),
-            tasks: TaskTracker::new(),
-            stopping: CancellationToken::new(),
-            handles: Mutex::default(),
-            boots: Semaphore::new(std::thread::available_parallelism().map_or(1, std::num::NonZero::get)),
-            admission: tokio::sync::Mutex::default(),
-            keys: Keys::default(),
-            exec_ids: AtomicU64::default(),
-            data_dir,
-        });
+        let shared = Shared::new(config, data_dir, db, host);
         recovery::recover(&shared).await?;
         store::remove_unused(&shared.db, &shared.config.paths).await?;
         shared.tasks.spawn(keep_house(Arc::clone(&shared)));
@@ -438,86 +397,6 @@ impl Engine {
                 let record = self.get(id.as_str()).await?;
                 let gone = record.state == SandboxState::Destroyed;
                 Err(if gone { Error::SandboxDestroyed(id.clone()) } else { Error::ShuttingDown })
-            }
-        }
-    }
-}
-
-impl Shared {
-    pub(crate) fn add(&self, id: SandboxId, handle: Handle) {
-        self.handles().insert(id, handle);
-    }
-
-    pub(crate) fn forget(&self, id: &SandboxId) {
-        self.handles().remove(id);
-    }
-
-    pub(crate) fn next_exec_id(&self) -> String {
-        format!("exec_{}", self.exec_ids.fetch_add(1, Ordering::Relaxed) + 1)
-    }
-
-    fn find(&self, id: &SandboxId) -> Option<Handle> {
-        self.handles().get(id).cloned()
-    }
-
-    fn handles(&self) -> std::sync::MutexGuard<'_, HashMap<SandboxId, Handle>> {
-        self.handles.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// What machines are made with, if this host can run any and the server does not stop.
-    fn tools(&self) -> Result<Tools, Error> {
-        if self.stopping.is_cancelled() {
-            return Err(Error::ShuttingDown);
-        }
-        self.host.ready.clone().map_err(|problem| Error::HostNotReady { problem })
-    }
-
-    /// Looks whether there is room, and if so writes the row that takes it.
-    async fn admit(&self, sandbox: &Sandbox, template: &TemplateVersion) -> Result<driver::Channels, Error> {
-        let _one_at_a_time = self.admission.lock().await;
-        let starting = self.handles().values().filter(|h| h.record.borrow().state == SandboxState::Creating).count();
-        let data = &self.config.paths.data;
-        let room = Room::look(data, self.db.count_live().await?, starting as u64)?;
-        room.admit(&self.config.limits, data, sandbox.shape.memory_mb)?;
-        // In the list before its row is committed, so that whoever sees the row finds the driver.
-        let (handle, channels) = driver::channels(sandbox.clone());
-        self.add(sandbox.id.clone(), handle);
-        let written = self.db.begin_create(sandbox, &template.template.version, start::START_DEADLINE).await;
-        match written {
-            Ok(Some(_)) => Ok(channels),
-            Ok(None) => {
-                self.forget(&sandbox.id);
-                let name = sandbox.name.clone().unwrap_or_default();
-                let holder = self.db.sandbox_by_name(&name).await?;
-                // Destroyed just now: the caller may simply try again.
-                let holder = holder.map_or_else(|| sandbox.id.clone(), |holder| holder.id);
-                Err(Error::NameTaken { name, holder })
-            }
-            Err(error) => {
-                self.forget(&sandbox.id);
-                Err(error.into())
-            }
-        }
-    }
-}
-
-/// Forgets what is old and cuts logs that grew too long, until the engine stops.
-async fn keep_house(shared: Arc<Shared>) {
-    loop {
-        tokio::select! {
-            () = tokio::time::sleep_until(Instant::now() + HOUSEKEEPING_EVERY) => {}
-            () = shared.stopping.cancelled() => return,
-        }
-        if let Err(error) = shared.db.forget_old(OffsetDateTime::now_utc()).await {
-            tracing::error!(error = &error as &dyn std::error::Error, "old records were not forgotten");
-        }
-        let ids: Vec<SandboxId> = shared.handles().keys().cloned().collect();
-        for path in ids.iter().map(|id| shared.config.paths.vmm_log(id)) {
-            // The vmm appends, so it goes on at the new end.
-            if fs::metadata(&path).is_ok_and(|found| found.len() > VMM_LOG_BYTES_MAX)
-                && let Err(error) = File::options().write(true).open(&path).and_then(|log| log.set_len(0))
-            {
-                tracing::warn!(path = %path.display(), %error, "a log was not cut");
             }
         }
     }

@@ -20,13 +20,13 @@ use tracing::Instrument;
 
 use super::start::{self, Booted, Leftover, Made, StartError};
 use super::{Action, BootPath, Sandbox, SandboxId, SandboxState};
-use crate::Shared;
 use crate::agent::Agent;
 use crate::db::{OperationKind, Outcome, TemplateVersion};
 use crate::error::Error;
 use crate::events::EventKind;
 use crate::host::Tools;
 use crate::machine::Machine;
+use crate::shared::Shared;
 use crate::template::store::blocking;
 
 /// Requests that wait for a driver. It is only busy with a start or an end, so they do not pile up.

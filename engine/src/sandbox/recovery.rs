@@ -23,12 +23,12 @@ use tokio::sync::watch;
 use super::driver::{self, Beginning, Channels, Handle, chain};
 use super::start::{self, Leftover};
 use super::{Action, Sandbox, SandboxFilter, SandboxId, SandboxState};
-use crate::Shared;
 use crate::agent::Agent;
 use crate::db::{MachineRow, Outcome};
 use crate::error::Error;
 use crate::machine::Machine;
 use crate::machine::process::{Process, vmm_processes};
+use crate::shared::Shared;
 use crate::template::store::blocking;
 
 /// How long the agent of a machine that was found again may take to answer.

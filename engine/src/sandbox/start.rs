@@ -20,7 +20,6 @@ use tokio::time::timeout;
 
 use super::driver::{Live, Progress};
 use super::{Sandbox, SandboxId, spec};
-use crate::Shared;
 use crate::agent::{Agent, AgentError, ReadySocket};
 use crate::config::Paths;
 use crate::data_dir::make_dir;
@@ -30,6 +29,7 @@ use crate::error::Error;
 use crate::host::Tools;
 use crate::machine::log::last_words;
 use crate::machine::{Machine, MachineError, MachineFiles};
+use crate::shared::Shared;
 
 /// How long a machine may take from `Start` to the agent's report. Hosts that emulate the guest's kernel take ten
 /// seconds alone, and many times that when many start at once.
