@@ -94,8 +94,7 @@ impl Cache {
     /// An empty directory for very many small files; gone when the value is dropped, or at the next [`Cache::open`]. It
     /// is in memory unless there is too little of it or the file system there has one of the mount flags `unfit`.
     pub fn workbench(&self, name: &str, unfit: StatVfsMountFlags) -> Result<Workbench> {
-        let parent = if has_room_in_memory(unfit) { self.memory_scratch() } else { self.scratch() };
-        let path = parent.join(name);
+        let path = if has_room_in_memory(unfit) { self.memory_scratch() } else { self.scratch() }.join(name);
         remove_all(&path)?;
         fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
         Ok(Workbench(path))
@@ -165,6 +164,8 @@ impl Drop for Workbench {
         if let Err(error) = remove_all(&self.0) {
             eprintln!("warning: {error:#}");
         }
+        // The directory around it stays while another workbench is in it; what removes an empty one is not missed.
+        let _ = self.0.parent().map(fs::remove_dir);
     }
 }
 
@@ -226,7 +227,7 @@ mod tests {
         let path = workbench.path().to_path_buf();
         fs::write(path.join("file"), "x").unwrap();
         drop(workbench);
-        assert!(!path.exists());
+        assert!(!path.exists() && !cache.memory_scratch().exists());
     }
 
     #[test]

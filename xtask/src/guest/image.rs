@@ -87,15 +87,7 @@ fn fill(step: &Step, cache: &Cache, disk: &DiskRecipe, rootfs: &Rootfs, epoch: u
         disk.grow_gib_max * (1 << 30) / BLOCK_BYTES
     ));
     command.arg("-J").arg(format!("size={}", disk.journal_mib)).arg("-i").arg(disk.bytes_per_inode.to_string());
-    command
-        .arg("-L")
-        .arg(&disk.label)
-        .arg("-U")
-        .arg(&disk.uuid)
-        .arg("-d")
-        .arg(tree)
-        .arg(image)
-        .arg(blocks.to_string());
+    command.arg("-L").arg(&disk.label).arg("-U").arg(&disk.uuid).arg("-d").arg(tree).arg(image).arg(blocks.to_string());
     reproducible(&mut command, epoch);
     step.run(&mut command)?;
     // The zeroed inode tables and journal need no space on the host.
