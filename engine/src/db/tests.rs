@@ -1,3 +1,5 @@
+//! The database on temporary directories: rows and types, journal, recovery of old files.
+
 use std::time::Duration;
 
 use time::OffsetDateTime;
