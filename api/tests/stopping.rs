@@ -38,11 +38,13 @@ async fn only_loopback_is_served() {
 async fn small_answers_do_not_wait_for_acknowledgements() {
     let server = TestServer::start().await;
     server.get("/sandboxes").await;
-    let began = std::time::Instant::now();
-    for _ in 0..50 {
+    // The stall would hit every one of them, a busy host only some.
+    let mut fastest_ms = u128::MAX;
+    for _ in 0..30 {
+        let began = std::time::Instant::now();
         assert_eq!(server.get("/sandboxes").await.status, 200);
+        fastest_ms = fastest_ms.min(began.elapsed().as_millis());
     }
-    let each_ms = began.elapsed().as_millis() / 50;
-    assert!(each_ms < 30, "{each_ms} ms each");
+    assert!(fastest_ms < 30, "{fastest_ms} ms");
     server.stop().await;
 }

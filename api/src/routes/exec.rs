@@ -10,14 +10,16 @@ use axum::response::Response;
 use bytes::Bytes;
 use cove_engine::protocol::guest::{self, Exit, ExitStatus, Stream};
 use cove_engine::{BoxError, Engine, ExecEvent, ExecInput, Execution, SandboxId};
+use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, stream};
+use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::sandbox_id;
 use crate::Api;
 use crate::error::ApiError;
 use crate::extract::{Id, JsonBody};
-use crate::heartbeat::{self, Failure, json_bytes};
+use crate::heartbeat::{self, Failure, HEARTBEAT_INTERVAL, json_bytes};
 use crate::lines::{Line, LineSplitter};
 use crate::sse;
 use crate::types::{ChunkData, Data, ExecBody, ExecData, ExecResult, ExitData, LineData, OutputAs};
@@ -55,14 +57,37 @@ pub async fn exec_command_stream(
     JsonBody(body): JsonBody<ExecBody>,
 ) -> Result<Response, ApiError> {
     let id = sandbox_id(&id)?;
+    let mut starting = Box::pin(start(api.engine, id, body)?);
+    // A start may wait for the sandbox; then pings must flow, and an error can only be an event.
+    let frames = match timeout(HEARTBEAT_INTERVAL, &mut starting).await {
+        Ok(started) => started?.into_frames().boxed(),
+        Err(_) => stream::once(starting).flat_map(frames_of).boxed(),
+    };
+    Ok(sse::response(frames, api.config.stopping.clone()))
+}
+
+/// Starts the command of `body`; a wrong body is told at once.
+fn start(
+    engine: Engine,
+    id: SandboxId,
+    body: ExecBody,
+) -> Result<impl Future<Output = Result<Streamed, ApiError>> + Send + 'static, ApiError> {
     let output_as = body.output.unwrap_or_default();
     let (exec, stdin) = body.into_exec()?;
     let timeout_ms = exec.timeout_ms;
-    let execution = api.engine.exec(&id, exec).await?;
-    let _feeder = feed(execution.input.clone(), stdin);
-    let (stdout, stderr) = (Stdio::new("stdout", output_as), Stdio::new("stderr", output_as));
-    let streamed = Streamed { execution, timeout_ms, stdout, stderr, ended: false, _feeder };
-    Ok(sse::response(streamed.into_frames(), api.config.stopping.clone()))
+    Ok(async move {
+        let execution = engine.exec(&id, exec).await?;
+        let _feeder = feed(execution.input.clone(), stdin);
+        let (stdout, stderr) = (Stdio::new("stdout", output_as), Stdio::new("stderr", output_as));
+        Ok(Streamed { execution, timeout_ms, stdout, stderr, ended: false, _feeder })
+    })
+}
+
+fn frames_of(started: Result<Streamed, ApiError>) -> BoxStream<'static, Bytes> {
+    match started {
+        Ok(streamed) => streamed.into_frames().boxed(),
+        Err(error) => stream::once(async { sse::error_frame(error) }).boxed(),
+    }
 }
 
 /// A command whose end is not known, and what it wrote until then.
