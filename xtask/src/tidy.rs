@@ -112,7 +112,8 @@ fn code_lines(text: &str) -> usize {
 fn has_unsafe(text: &str) -> bool {
     let code = |line: &&str| !line.trim_start().starts_with("//");
     // The keyword as code: followed by what it makes unsafe, so that a word in a sentence does not count.
-    let forms = ["{", "fn ", "impl ", "extern ", "trait "].map(|form| format!("unsafe {form}"));
+    let keyword = "unsafe";
+    let forms = ["{", "fn ", "impl ", "extern ", "trait "].map(|form| format!("{keyword} {form}"));
     text.lines().filter(code).any(|line| forms.iter().any(|form| line.contains(form)))
 }
 
