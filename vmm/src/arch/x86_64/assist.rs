@@ -87,11 +87,13 @@ pub enum Finished {
     Fault,
     /// An MSR of SYSCALL was written.
     MsrWrite,
+    /// Another vCPU changed the instruction in between: it is run again.
+    Again,
 }
 
 impl Finished {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Finished; 13] = [
+    pub const ALL: [Finished; 14] = [
         Self::Syscall,
         Self::Sysret,
         Self::PageFault,
@@ -105,6 +107,7 @@ impl Finished {
         Self::Random,
         Self::Fault,
         Self::MsrWrite,
+        Self::Again,
     ];
 
     /// The name in figures.
@@ -123,6 +126,7 @@ impl Finished {
             Self::Random => "rdrand",
             Self::Fault => "fault",
             Self::MsrWrite => "msr_write",
+            Self::Again => "again",
         }
     }
 }
@@ -165,7 +169,13 @@ pub struct Assist {
     handler: u64,
     /// Where the breakpoint is: at `handler`, or one instruction after it while that is being stepped over.
     breakpoint: u64,
+    /// Where instructions were run again, and how often in a row.
+    #[serde(skip)]
+    again: (u64, u8),
 }
+
+/// Most times in a row that the instruction at one address is run again.
+const AGAIN_MAX: u8 = 16;
 
 impl Assist {
     /// The guest writes `data` to one of the SYSCALL MSRs. False: the CPU refuses the value, the guest gets #GP.
@@ -332,8 +342,19 @@ impl Assist {
                 let wide = failed.decoded.mnemonic() == iced_x86::Mnemonic::Sysretq;
                 self.leave_kernel(cpu, regs, sregs, wide)
             }
-            _ => instruction::finish(cpu, memory, &failed, regs, &sregs),
+            _ => match instruction::finish(cpu, memory, &failed, regs, &sregs) {
+                Err(AssistError::UnknownInstruction { .. }) if self.may_run_again(regs.rip) => Ok(Finished::Again),
+                finished => finished,
+            },
         }
+    }
+
+    /// Linux patches its code while other vCPUs run it: a breakpoint instruction first, the new one when all have seen
+    /// that (arch/x86/kernel/alternative.c, text_poke_bp). What the interpreter gave up on was then the breakpoint, and
+    /// what is read now is the new instruction, which it knows. One that it truly lacks fails at once again.
+    fn may_run_again(&mut self, rip: u64) -> bool {
+        self.again = if self.again.0 == rip { (rip, self.again.1.saturating_add(1)) } else { (rip, 1) };
+        self.again.1 <= AGAIN_MAX
     }
 
     /// SYSRET (Intel SDM 2B): level 3 at RCX with R11's flags; `wide` to 64-bit code, else to 32-bit code.

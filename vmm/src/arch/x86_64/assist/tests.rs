@@ -234,8 +234,13 @@ fn an_operand_that_is_not_mapped_is_the_guests_page_fault() {
 #[test]
 fn an_unknown_instruction_is_named_with_its_bytes() {
     // vmcall
-    let (finished, _) = run(&[0x0f, 0x01, 0xc1], |_| {});
-    let error = finished.unwrap_err();
+    let (mut assist, mut cpu, memory) = guest(&ENDBR64);
+    memory.write_slice(&[0x0f, 0x01, 0xc1], GuestAddress(CODE)).unwrap();
+    for _ in 0..AGAIN_MAX {
+        assert_eq!(assist.emulation_failed(&mut cpu, &memory).unwrap(), Finished::Again);
+        assert_eq!(cpu.regs.rip, CODE);
+    }
+    let error = assist.emulation_failed(&mut cpu, &memory).unwrap_err();
     assert_eq!(
         error.to_string(),
         "This host cannot run the instruction \"vmcall\" of the guest's kernel at 0x1000 (bytes [0f, 01, c1])"
