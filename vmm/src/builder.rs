@@ -180,6 +180,10 @@ fn command_line(config: &MachineConfig, virtio_devices: usize, assist: bool) -> 
         // protect its constants was 6 % of a boot, mitigations use instructions that the interpreter lacks, and the
         // timer's self-test is slow.
         words.extend(["cgroup_disable=memory", "rodata=off", "mitigations=off", "no_timer_check"].map(Into::into));
+        // Tables that grow with memory cost their clearing at boot. The connection table is also walked in the background
+        // without end, as one walk takes longer than the interval: 15 % of what the guest's kernel did.
+        words.extend(["dhash_entries=16384", "ihash_entries=16384", "thash_entries=2048"].map(Into::into));
+        words.push("nf_conntrack.hashsize=512".into());
     }
     if let Some(root) = config.disks.first() {
         let mode = if root.read_only { "ro" } else { "rw" };
