@@ -90,10 +90,14 @@ pub fn prepare() {
     let (current, maximum) = OPEN_FILES;
     let limit = Rlimit { current: Some(current), maximum: Some(maximum) };
     report("limit open files", setrlimit(Resource::Nofile, limit).map_err(io::Error::from));
-    report("grow the root file system", grow_root());
     // A kernel without huge pages has no such switch.
     let pieces = fs::write(ANONYMOUS_PIECES, "always");
     report("let anonymous memory come in larger pieces", ignore(io::ErrorKind::NotFound, pieces));
+}
+
+/// What can wait until the agent serves: a large disk takes a while.
+pub fn finish() {
+    report("grow the root file system", grow_root());
 }
 
 /// Tells the console about a step that failed.

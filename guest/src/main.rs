@@ -57,8 +57,8 @@ use crate::{
     transport::Transport,
 };
 
-/// Bytes of the stack of the thread that makes the shell.
-const SHELL_STACK_BYTES: usize = 64 << 10;
+/// Bytes of the stack of the thread that finishes the boot.
+const BOOT_STACK_BYTES: usize = 64 << 10;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
@@ -88,22 +88,23 @@ fn serve_machine() -> io::Result<()> {
     if let Err(error) = announce(&hello) {
         eprintln!("cove-agent: the host does not listen for the ready call: {error}");
     }
-    prepare_shell(shell);
+    finish_boot(shell);
     let mut transport = server.run()?;
     drop(server);
     power::off(&mut transport);
     Err(io::Error::other("the machine would not end"))
 }
 
-/// Has the shell made while the host learns that the agent is ready.
-fn prepare_shell(shell: Arc<FastShell>) {
+/// Does what may come after the agent is ready, the most wanted first.
+fn finish_boot(shell: Arc<FastShell>) {
     let preparing = Arc::clone(&shell);
     let prepare = move || {
         if let Err(error) = preparing.prepare() {
             eprintln!("cove-agent: lines run in /bin/bash, the fast shell cannot be made: {error}");
         }
+        init::finish();
     };
-    if let Err(error) = thread::Builder::new().stack_size(SHELL_STACK_BYTES).spawn(prepare) {
+    if let Err(error) = thread::Builder::new().stack_size(BOOT_STACK_BYTES).spawn(prepare) {
         eprintln!("cove-agent: cannot start a thread: {error}");
         shell.give_up();
     }

@@ -7,6 +7,8 @@ mod read;
 
 mod write;
 
+mod content;
+
 mod list;
 
 mod change;

@@ -6,7 +6,7 @@
 
 use std::{
     fs::{self, File, Metadata, OpenOptions},
-    io::{self, Write},
+    io,
     os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown},
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
@@ -14,7 +14,7 @@ use std::{
 
 use cove_protocol::guest::{CHUNK_BYTES_MAX, Input, Reply};
 
-use super::{FileError, change::make_parents};
+use super::{FileError, change::make_parents, content::Content};
 use crate::{
     failure::{Failure, absolute},
     transport::Transport,
@@ -29,15 +29,15 @@ static LAST_TEMPORARY: AtomicU64 = AtomicU64::new(0);
 /// Receives the content and gives the final reply. A failure is answered once all the content has come, so that the
 /// connection can carry the next request.
 pub fn write_file(transport: &mut Transport, path: &str, mode: u32, buffer: &mut Vec<u8>) -> Result<Reply, FileError> {
-    buffer.resize(CHUNK_BYTES_MAX, 0);
     let failed = |error: io::Error| Failure::io(format!("Cannot write {path}"), &error);
-    let mut target = begin(path, mode);
+    let mut received = vec![0; CHUNK_BYTES_MAX];
+    let mut target = begin(path, mode).map(|(temporary, file)| (temporary, Content::new(file, buffer)));
     loop {
         match transport.next::<Input>()? {
-            None => transport.wait_for_bytes(buffer)?,
+            None => transport.wait_for_bytes(&mut received)?,
             Some(Input::Data(bytes)) => {
-                if let Ok(temporary) = &mut target
-                    && let Err(error) = temporary.file.write_all(&bytes)
+                if let Ok((_, content)) = &mut target
+                    && let Err(error) = content.push(&bytes)
                 {
                     target = Err(failed(error));
                 }
@@ -46,12 +46,13 @@ pub fn write_file(transport: &mut Transport, path: &str, mode: u32, buffer: &mut
             Some(Input::Signal(_)) => {}
         }
     }
-    target?.publish().map_err(failed)?;
+    let (temporary, content) = target?;
+    content.finish().and_then(|file| temporary.publish(&file)).map_err(failed)?;
     Ok(Reply::Done)
 }
 
 /// Checks the path and opens the temporary file beside it.
-fn begin(path: &str, mode: u32) -> Result<Temporary, Failure> {
+fn begin(path: &str, mode: u32) -> Result<(Temporary, File), Failure> {
     absolute("path", path)?;
     if mode & !0o7777 != 0 {
         return Err(Failure::request(format!("mode: {mode:#o} has more than permission bits")));
@@ -86,39 +87,36 @@ fn follow_links(path: &Path) -> io::Result<(PathBuf, Option<Metadata>)> {
     Err(io::Error::from_raw_os_error(libc::ELOOP))
 }
 
-/// A file that is removed again unless it is published.
+/// The name of a file that is removed again unless it is published.
 struct Temporary {
-    file: File,
     path: PathBuf,
     target: PathBuf,
     published: bool,
 }
 
 impl Temporary {
-    fn beside(target: PathBuf, mode: u32, existing: Option<&Metadata>) -> io::Result<Self> {
+    fn beside(target: PathBuf, mode: u32, existing: Option<&Metadata>) -> io::Result<(Self, File)> {
         let number = LAST_TEMPORARY.fetch_add(1, Ordering::Relaxed);
         let path = target.with_file_name(format!(".cove-write-{}-{number}", std::process::id()));
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
-        let temporary = Self { file, path, target, published: false };
+        let temporary = Self { path, target, published: false };
         if let Some(existing) = existing
             && (existing.uid(), existing.gid()) != (0, 0)
         {
-            fchown(&temporary.file, Some(existing.uid()), Some(existing.gid()))?;
+            fchown(&file, Some(existing.uid()), Some(existing.gid()))?;
         }
         let mode = existing.map_or(mode, |existing| existing.mode() & 0o7777);
-        temporary.file.set_permissions(fs::Permissions::from_mode(mode))?;
-        Ok(temporary)
+        file.set_permissions(fs::Permissions::from_mode(mode))?;
+        Ok((temporary, file))
     }
 
-    /// Puts the file in its place.
-    fn publish(mut self) -> io::Result<()> {
-        // First the bytes start on their way, then the new name, then one flush for both. On ext4 this order has the
-        // blocks allocated no later than the name in its journal, so even a machine killed in between never shows the
-        // name without its bytes; and it costs one journal commit where a flush before and after would cost two.
-        start_writeback(&self.file)?;
+    /// Puts the file in its place: first the new name, then one flush for content and name. [`Content::finish`] has
+    /// seen to it that even a machine killed in between never shows the name without the content, and this costs one
+    /// commit of the journal where a flush before and another after would cost two.
+    fn publish(mut self, file: &File) -> io::Result<()> {
         fs::rename(&self.path, &self.target)?;
         self.published = true;
-        self.file.sync_all()
+        file.sync_all()
     }
 }
 
@@ -128,10 +126,4 @@ impl Drop for Temporary {
             let _ = fs::remove_file(&self.path);
         }
     }
-}
-
-/// Has the kernel allocate blocks for all that was written and start to write it.
-fn start_writeback(file: &File) -> io::Result<()> {
-    // Where a file system does not know this, the full flush is right too.
-    file.sync_data()
 }
