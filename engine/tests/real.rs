@@ -131,7 +131,8 @@ async fn a_sandbox_runs_commands_and_keeps_files_until_it_is_destroyed() {
 
     let (stdout, stderr, exit) =
         run(engine, id, shell("echo $COLOUR; pwd; hostname; echo oops >&2; exit 3")).await.unwrap();
-    assert_eq!(stdout, format!("blue\n/workspace\n{}\n", id.as_str().replace('_', "-")));
+    let expected = format!("blue\n/workspace\n{}\n", id.as_str().replace('_', "-"));
+    assert_eq!(stdout, expected, "{stderr:?} {exit:?}");
     assert_eq!((stderr.as_str(), exit.status), ("oops\n", ExitStatus::Code(3)));
 
     let content = vec![7_u8; 300_000];
@@ -188,7 +189,8 @@ async fn a_killed_machine_is_an_error_with_a_reason_within_a_second_and_a_restar
 
     let engine = Engine::start(config(folder.path())).await.unwrap();
     assert_eq!(engine.by_name("kept").await.unwrap().state, SandboxState::Running);
-    assert_eq!(run(&engine, id, shell("cat /tmp/note")).await.unwrap().0, "here\n");
+    let (stdout, stderr, exit) = run(&engine, id, shell("cat /tmp/note")).await.unwrap();
+    assert_eq!(stdout, "here\n", "{stderr:?} {exit:?}");
 
     let mut execution = engine.exec(id, shell("sleep 1000")).await.unwrap();
     vmm_pids(folder.path()).into_iter().for_each(kill);

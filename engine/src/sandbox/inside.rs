@@ -9,8 +9,9 @@ use futures_util::Stream;
 use tokio::time::{Instant, timeout};
 use tracing::Instrument;
 
+use super::driver::Handle;
 use super::spec::check_env;
-use super::{SandboxId, SandboxState};
+use super::{Sandbox, SandboxId, SandboxState};
 use crate::Engine;
 use crate::agent::{Agent, Execution, FileStream};
 use crate::error::{BoxError, Error};
@@ -18,6 +19,9 @@ use crate::events::EventKind;
 
 /// How long a call waits for a sandbox that is being made.
 const READY_WAIT: Duration = Duration::from_secs(60);
+
+/// How long a call waits for the reason why there is no agent any more.
+const FAILURE_WAIT: Duration = Duration::from_secs(2);
 
 /// Longest path (PATH_MAX of Linux, without its closing zero).
 const PATH_BYTES_MAX: usize = 4095;
@@ -125,33 +129,35 @@ impl Engine {
     async fn agent(&self, id: &SandboxId, operation: &'static str) -> Result<Agent, Error> {
         let handle = self.handle(id).await?;
         let begun = Instant::now();
-        let mut record = handle.record.clone();
-        let settled = timeout(READY_WAIT, record.wait_for(|sandbox| sandbox.state != SandboxState::Creating)).await;
-        let sandbox = match settled {
-            Ok(Ok(sandbox)) => sandbox.clone(),
-            // The time is over, or the server stops.
-            Ok(Err(_)) | Err(_) => handle.record.borrow().clone(),
+        let sandbox = wait_while(&handle, READY_WAIT, SandboxState::Creating).await;
+        let agent = handle.live.borrow().agent.clone();
+        let sandbox = match (sandbox.state, agent) {
+            (SandboxState::Running, Some(agent)) => return Ok(agent),
+            // Its machine is no more, and the record is about to say so.
+            (SandboxState::Running, None) => wait_while(&handle, FAILURE_WAIT, SandboxState::Running).await,
+            _ => sandbox,
         };
-        let id = id.clone();
-        match sandbox.state {
-            SandboxState::Running => {
-                let agent = handle.live.borrow().agent.clone();
-                // Between the machine's end and the record that tells of it there is none.
-                agent.ok_or(Error::NotReady { id, state: sandbox.state, waited_ms: waited_ms(begun) })
+        let (id, state) = (id.clone(), sandbox.state);
+        Err(match state {
+            SandboxState::Creating | SandboxState::Running => {
+                let waited_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+                Error::NotReady { id, state, waited_ms }
             }
-            SandboxState::Creating => Err(Error::NotReady { id, state: sandbox.state, waited_ms: waited_ms(begun) }),
-            SandboxState::Error => Err(Error::SandboxFailed { id, reason: sandbox.last_error.unwrap_or_default() }),
-            SandboxState::Destroying | SandboxState::Destroyed => Err(Error::SandboxDestroyed(id)),
-            state @ (SandboxState::Pausing
-            | SandboxState::Paused
-            | SandboxState::Resuming
-            | SandboxState::Snapshotting) => Err(Error::WrongState { id, state, operation }),
-        }
+            SandboxState::Error => Error::SandboxFailed { id, reason: sandbox.last_error.unwrap_or_default() },
+            SandboxState::Destroying | SandboxState::Destroyed => Error::SandboxDestroyed(id),
+            SandboxState::Pausing | SandboxState::Paused | SandboxState::Resuming | SandboxState::Snapshotting => {
+                Error::WrongState { id, state, operation }
+            }
+        })
     }
 }
 
-fn waited_ms(begun: Instant) -> u64 {
-    u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX)
+/// The record once it is not in `state` any more, or when the time is over or the server stops.
+async fn wait_while(handle: &Handle, within: Duration, state: SandboxState) -> Sandbox {
+    let mut record = handle.record.clone();
+    // The record that is then there is the answer in every case.
+    let _ = timeout(within, record.wait_for(|sandbox| sandbox.state != state)).await;
+    record.borrow().clone()
 }
 
 fn span(operation: &'static str, id: &SandboxId) -> tracing::Span {
