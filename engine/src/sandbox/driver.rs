@@ -259,23 +259,24 @@ impl Driver {
     }
 
     /// Moves to `error`. What is left of the sandbox is taken down first, so that whoever sees the error sees nothing else
-    /// of it; but the error is told soon, whatever that takes.
+    /// of it; but the error is told soon, whatever that takes, and before the disk has it: a server that ended in between
+    /// would find the same again.
     async fn fail_with(&mut self, reason: String, outcome: Outcome, leftover: Leftover) {
         tracing::error!(reason, "sandbox failed");
         let taken_down = timeout(TOLD_WITHIN, self.take_down(leftover)).await;
         if let Some(changed) = self.moved(Action::Failed, |record| record.last_error = Some(reason.clone())) {
-            if let Err(error) = self.shared.db.end_operations(&changed, outcome).await {
-                tracing::error!(error = &error as &dyn std::error::Error, "the failure could not be noted");
-            }
-            self.record.send_replace(changed);
+            self.record.send_replace(changed.clone());
+            let noted = self.shared.db.end_operations(&changed, outcome).await;
+            log_failure("the failure could not be noted", noted);
             self.tell(EventKind::Error { reason });
         }
         let taken_down = match taken_down {
             Ok(result) => result,
             Err(_) => self.take_down(leftover).await,
         };
-        if let Err(error) = taken_down {
-            tracing::error!(error = &error as &dyn std::error::Error, "the rest of the sandbox was not removed");
+        match taken_down {
+            Ok(()) => log_failure("the machine's row is left", self.shared.db.delete_machine(&self.id()).await),
+            error => log_failure("the rest of the sandbox was not removed", error),
         }
     }
 
@@ -289,9 +290,8 @@ impl Driver {
         if let Some(machine) = machine {
             machine.kill().await.map_err(|source| Error::Machine { id: id.clone(), source })?;
         }
-        let (paths, of) = (self.shared.config.paths.clone(), id.clone());
-        blocking(move || start::remove_files(&paths, &of, leftover)).await?;
-        self.shared.db.delete_machine(&id).await?;
+        let paths = self.shared.config.paths.clone();
+        blocking(move || start::remove_files(&paths, &id, leftover)).await?;
         self.live.send_replace(Live::default());
         Ok(())
     }
@@ -397,6 +397,13 @@ async fn until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline).await,
         None => std::future::pending().await,
+    }
+}
+
+/// What cannot be told to anyone else.
+fn log_failure<E: std::error::Error + 'static>(what: &'static str, result: Result<(), E>) {
+    if let Err(error) = result {
+        tracing::error!(error = &error as &dyn std::error::Error, "{what}");
     }
 }
 
