@@ -54,9 +54,7 @@ fn settled(host: &TestHost) -> Result<Vec<Value>> {
 }
 
 fn server_killed(_: &Shared) -> Result<()> {
-    let host = TestHost::start()?;
-    scenario(&host).with_context(|| host.report())?;
-    host.finish().with_context(|| host.report())
+    TestHost::start()?.test(scenario)
 }
 
 fn scenario(host: &TestHost) -> Result<()> {
@@ -133,8 +131,7 @@ fn second_server(shared: &Shared) -> Result<()> {
 }
 
 fn graceful_stop(_: &Shared) -> Result<()> {
-    let host = TestHost::start()?;
-    let test = || -> Result<()> {
+    TestHost::start()?.test(|host| {
         let sandbox = host.sandbox(&small())?;
         let vmm = host.vmm_pid(&sandbox.id)?;
         host.stop_server()?;
@@ -142,7 +139,6 @@ fn graceful_stop(_: &Shared) -> Result<()> {
         host.launch()?;
         let sandbox = TestSandbox::existing(host.api(), &sandbox.id);
         ensure!(sandbox.run("echo back")?.stdout == "back\n");
-        host.finish()
-    };
-    test().with_context(|| host.report())
+        Ok(())
+    })
 }

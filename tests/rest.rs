@@ -196,8 +196,7 @@ fn caller_goes_away(shared: &Shared) -> Result<()> {
 }
 
 fn without_kvm(_: &Shared) -> Result<()> {
-    let host = TestHost::start_with(&[("COVE_KVM", "/nonexistent")])?;
-    let test = || -> Result<()> {
+    TestHost::start_with(&[("COVE_KVM", "/nonexistent")])?.test(|host| {
         let began = Instant::now();
         let answer = host.api().post("/sandboxes", &small())?;
         let (code, message) = answer.error()?;
@@ -208,7 +207,6 @@ fn without_kvm(_: &Shared) -> Result<()> {
         let said = String::from_utf8_lossy(&doctor.stdout);
         ensure!(doctor.status.code() == Some(1) && said.contains("/nonexistent"), "{said}");
         ensure!(began.elapsed() < REFUSAL_MAX, "It took {} ms to say no", began.elapsed().as_millis());
-        host.finish()
-    };
-    test().with_context(|| host.report())
+        Ok(())
+    })
 }

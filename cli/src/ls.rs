@@ -9,6 +9,9 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::client::{Client, ConnectionArgs, Sandbox};
 
+/// Most of a reason that the table shows.
+const NOTE_CHARS_MAX: usize = 80;
+
 /// Arguments of `cove ls`.
 #[derive(clap::Args)]
 pub struct Args {
@@ -97,8 +100,17 @@ fn row(sandbox: &Sandbox, now: OffsetDateTime) -> [String; 9] {
         mib(sandbox.memory_mb),
         mib(sandbox.disk_size_mb),
         age(&sandbox.created_at, now),
-        sandbox.last_error().and_then(|reason| reason.lines().next()).map_or_else(String::new, printable),
+        sandbox.last_error().map_or_else(String::new, note),
     ]
+}
+
+/// The beginning of a reason; the whole of it is in `--json`.
+fn note(reason: &str) -> String {
+    let line = printable(reason.lines().next().unwrap_or_default());
+    if line.chars().count() <= NOTE_CHARS_MAX {
+        return line;
+    }
+    line.chars().take(NOTE_CHARS_MAX - 1).chain(['…']).collect()
 }
 
 /// Text that others chose, without what a terminal would obey.

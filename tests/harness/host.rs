@@ -8,7 +8,7 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -250,6 +250,11 @@ impl TestHost {
         } else {
             let _ = fs::remove_dir_all(self.dir());
         }
+    }
+
+    /// Runs a test on this host, destroys everything, and makes sure that nothing is left. An error carries the report.
+    pub fn test(&self, body: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
+        body(self).and_then(|()| self.finish()).map_err(|error| anyhow!("{error:#}\n{}", self.report()))
     }
 
     /// What one needs to see after a failure.

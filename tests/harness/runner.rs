@@ -79,6 +79,8 @@ fn attempt(shared: &Shared, test: fn(&Shared) -> Result<()>) -> Result<(), Faile
             text.or_else(|| panic.downcast_ref::<&str>().map(|text| text.to_string())).unwrap_or_default()
         }
     };
-    let report = shared.host.get().and_then(|host| host.as_ref().ok()).map(|host| host.report());
+    // A test with a host of its own has reported on that.
+    let shared = shared.host.get().filter(|_| !error.contains("--- requests"));
+    let report = shared.and_then(|host| host.as_ref().ok()).map(|host| host.report());
     Err(Failed::from(format!("{error}\n{}", report.unwrap_or_default())))
 }
