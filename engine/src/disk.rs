@@ -51,7 +51,7 @@ pub(crate) async fn create_top(vmm: &Path, top: &Path, base: &Path, bytes: u64) 
     let mut command = Command::new(vmm);
     command.args(["disk", "create", "--size"]).arg(bytes.to_string());
     command.arg("--backing").arg(base).args(["--backing-format", "raw"]).arg(top);
-    command.stdin(Stdio::null()).kill_on_drop(true);
+    command.stdin(Stdio::null()).current_dir("/").kill_on_drop(true);
     match timeout(CREATE_DEADLINE, command.output()).await {
         Ok(Ok(output)) if output.status.success() => Ok(()),
         Ok(Ok(output)) => {

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 use super::*;
 use crate::config::Paths;
@@ -31,25 +32,8 @@ impl Host {
 
     async fn start_within(disk: &str, machine: &str, limits: EngineLimits) -> Host {
         let folder = tempfile::tempdir().unwrap();
-        let guest = folder.path().join("guest");
-        fs::create_dir(&guest).unwrap();
-        for file in ["vmlinux", "root.ext4"] {
-            fs::write(guest.join(file), "image").unwrap();
-        }
-        let vmm = folder.path().join("vmm");
-        let script =
-            format!("#!/bin/sh\ncase $1 in\nprobe) echo '{PROBE}';;\ndisk) {disk};;\n--control) {machine};;\nesac\n");
-        fs::write(&vmm, script).unwrap();
-        fs::set_permissions(&vmm, fs::Permissions::from_mode(0o755)).unwrap();
+        let config = EngineConfig { limits, ..scripted(folder.path(), disk, machine) };
         let paths = Paths { data: folder.path().join("data"), runtime: folder.path().join("run") };
-        let config = EngineConfig {
-            data_dir: Some(paths.data.clone()),
-            runtime_dir: Some(paths.runtime.clone()),
-            guest_dir: Some(guest),
-            vmm: Some(vmm),
-            kvm: None,
-            limits,
-        };
         let engine = Engine::start(config).await.unwrap();
         assert_eq!(engine.host_problem(), None);
         Host { _folder: folder, paths, engine }
@@ -73,6 +57,28 @@ impl Host {
         let record = self.engine.destroy(id).await.unwrap();
         assert_eq!(record.state, SandboxState::Destroyed);
         assert!(!self.paths.sandbox(id).exists() && !self.paths.sockets(id).exists());
+    }
+}
+
+/// A configuration below `folder` whose vmm is a script: it answers a probe, and does `disk` and `machine` for the rest.
+pub(crate) fn scripted(folder: &Path, disk: &str, machine: &str) -> EngineConfig {
+    let guest = folder.join("guest");
+    fs::create_dir(&guest).unwrap();
+    for file in ["vmlinux", "root.ext4"] {
+        fs::write(guest.join(file), "image").unwrap();
+    }
+    let vmm = folder.join("vmm");
+    let script =
+        format!("#!/bin/sh\ncase $1 in\nprobe) echo '{PROBE}';;\ndisk) {disk};;\n--control) {machine};;\nesac\n");
+    fs::write(&vmm, script).unwrap();
+    fs::set_permissions(&vmm, fs::Permissions::from_mode(0o755)).unwrap();
+    EngineConfig {
+        data_dir: Some(folder.join("data")),
+        runtime_dir: Some(folder.join("run")),
+        guest_dir: Some(guest),
+        vmm: Some(vmm),
+        kvm: None,
+        limits: EngineLimits::default(),
     }
 }
 

@@ -209,3 +209,51 @@ async fn without_a_vmm_the_engine_starts_and_a_create_says_what_is_missing() {
     let error = engine.create(SandboxSpec::default()).await.unwrap_err();
     assert!(matches!(error, Error::ShuttingDown), "{error}");
 }
+
+/// A vmm that never listens, but keeps the command line that proves it ours: it waits to open a pipe that nobody opens.
+const SILENT_VMM: &str = r#"mkfifo "$2.pipe"; exec /bin/sh -c 'read line <"$2.pipe"' vmm --control "$2""#;
+
+/// Creates and destroys, and ends without a word: what `kill -9` leaves, as far as one process can do it to itself.
+fn broken_off(config: EngineConfig, after: Duration) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let engine = Engine::start(config).await.unwrap();
+        let end = tokio::time::Instant::now() + after;
+        let work = async {
+            loop {
+                let first = engine.create(SandboxSpec::default()).await.unwrap();
+                engine.create(SandboxSpec::default()).await.unwrap();
+                engine.destroy(&first.id).await.unwrap();
+            }
+        };
+        let _: Result<(), _> = tokio::time::timeout_at(end, work).await;
+    });
+    // Drops every task where it waits.
+    runtime.shutdown_timeout(MINUTE);
+}
+
+#[test]
+fn whenever_a_server_ends_the_next_one_reaches_a_legal_state_and_nothing_is_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = driver::tests::scripted(folder.path(), "touch \"$9\"", SILENT_VMM);
+    let paths = Paths { data: folder.path().join("data"), runtime: folder.path().join("run") };
+    for after_ms in [0, 1, 3, 5, 8, 12, 17, 25, 40, 80] {
+        broken_off(config.clone(), Duration::from_millis(after_ms));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let engine = Engine::start(config.clone()).await.unwrap();
+            for sandbox in engine.list(&SandboxFilter::default()).await.unwrap() {
+                let settled = engine.wait_settled(&sandbox.id, tokio::time::Instant::now() + MINUTE).await.unwrap();
+                let legal = [SandboxState::Error, SandboxState::Destroyed].contains(&settled.state);
+                assert!(legal, "{settled:?} after {after_ms} ms");
+                assert!(settled.state != SandboxState::Error || settled.last_error.is_some());
+                assert_eq!(engine.destroy(&sandbox.id).await.unwrap().state, SandboxState::Destroyed);
+            }
+            assert_eq!(vmm_processes(&paths.runtime).unwrap(), [], "after {after_ms} ms");
+            for dir in [&paths.sandboxes(), &paths.runtime] {
+                assert_eq!(fs::read_dir(dir).unwrap().count(), 0, "{} after {after_ms} ms", dir.display());
+            }
+            engine.shutdown().await;
+        });
+    }
+}
