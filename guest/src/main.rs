@@ -12,6 +12,8 @@ mod init;
 
 mod server;
 
+mod token;
+
 mod transport;
 
 mod command;
@@ -19,6 +21,8 @@ mod command;
 mod launch;
 
 mod shell;
+
+mod mounts;
 
 mod environment;
 

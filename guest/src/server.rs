@@ -4,6 +4,7 @@
 //!   accept ──► idle ──Request::Exec──► command ──Exited sent──► idle
 //!               │
 //!               └──file operation──► lent to a worker ──final reply sent──► idle
+//!                  (and the start of a command while a mount could hang it)
 //! ```
 //!
 //! All descriptors but the listener are watched by edge, and what a connection could do is kept here (`readable`,
@@ -17,21 +18,25 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cove_protocol::guest::{CHUNK_BYTES_MAX, Configure, Exec, Input, Reply, Request, Stream};
+use cove_protocol::guest::{CHUNK_BYTES_MAX, Configure, Exec, ExitStatus, Input, Reply, Request, Stream};
 use rustix::{
     event::{Timespec, epoll},
     net::{SocketFlags, accept_with},
+    process::Pid,
 };
 
 use crate::{
     command::{OUT_BYTES_MAX, RunningCommand},
     environment,
     failure::Failure,
-    launch::{Launcher, Pipes},
+    launch::{Launched, Launcher, Pipes},
+    mounts::Mounts,
+    process::signal_group,
     reaper::Reaper,
     shell::FastShell,
+    token::{GONE_EVENTS, MOUNT_EVENTS, OUTPUT_EVENTS, ROOM_EVENTS, SOCKET_EVENTS, Token},
     transport::{Received, Transport},
-    workers::{Job, Workers},
+    workers::{Job, Start, Task, Workers},
 };
 
 /// Connections at one time; a further one is closed at once.
@@ -42,6 +47,9 @@ const STEPS_PER_TURN: usize = 8;
 
 /// Events taken from the kernel at once: more than there are connections.
 const EVENTS_MAX: usize = 128;
+
+/// Ended children that are kept while commands are being started.
+const UNCLAIMED_MAX: usize = 1024;
 
 /// What the agent does to the machine it runs in. `main` gives the real one, and none where the agent is only a
 /// process among others.
@@ -69,6 +77,11 @@ pub struct Server<'a> {
     connections: Vec<Connection>,
     /// Connections that workers have.
     lent: usize,
+    /// Those of them whose command is being started.
+    starting: Vec<u64>,
+    /// Children that ended while commands were being started: one of them may be such a command's.
+    unclaimed: Vec<(Pid, ExitStatus)>,
+    mounts: Mounts,
     last_id: u64,
     /// Commands whose end is told already.
     finished: Vec<RunningCommand>,
@@ -98,54 +111,9 @@ enum Turn {
     Waits,
     GoesOn,
     Ends,
-    Lends(Request),
+    Lends(Task),
     PowersOff,
 }
-
-/// What an event is about, packed into the 64 bits that epoll gives back: an id above, the kind in the last 3 bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Token {
-    Listener,
-    Children,
-    Workers,
-    Socket(u64),
-    Output(u64, Stream),
-    Stdin(u64),
-}
-
-impl Token {
-    fn data(self) -> epoll::EventData {
-        epoll::EventData::new_u64(match self {
-            Token::Listener => 0,
-            Token::Children => 1,
-            Token::Workers => 2,
-            Token::Socket(id) => id << 3 | 3,
-            Token::Output(id, Stream::Stdout) => id << 3 | 4,
-            Token::Output(id, Stream::Stderr) => id << 3 | 5,
-            Token::Stdin(id) => id << 3 | 6,
-        })
-    }
-
-    fn of(data: epoll::EventData) -> Self {
-        let id = data.u64() >> 3;
-        match data.u64() & 7 {
-            0 => Token::Listener,
-            1 => Token::Children,
-            2 => Token::Workers,
-            3 => Token::Socket(id),
-            4 => Token::Output(id, Stream::Stdout),
-            5 => Token::Output(id, Stream::Stderr),
-            _ => Token::Stdin(id),
-        }
-    }
-}
-
-const SOCKET_EVENTS: epoll::EventFlags =
-    epoll::EventFlags::IN.union(epoll::EventFlags::RDHUP).union(epoll::EventFlags::ET);
-const GONE_EVENTS: epoll::EventFlags =
-    epoll::EventFlags::RDHUP.union(epoll::EventFlags::HUP).union(epoll::EventFlags::ERR);
-const OUTPUT_EVENTS: epoll::EventFlags = epoll::EventFlags::IN.union(epoll::EventFlags::ET);
-const ROOM_EVENTS: epoll::EventFlags = epoll::EventFlags::OUT.union(epoll::EventFlags::ET);
 
 impl<'a> Server<'a> {
     /// A server on a listening, non-blocking stream socket. No other thread may run yet.
@@ -158,11 +126,14 @@ impl<'a> Server<'a> {
             listener,
             host,
             reaper: Reaper::new()?,
-            workers: Workers::new()?,
+            workers: Workers::new(Arc::clone(&shell))?,
             launcher: Launcher::new(shell)?,
             environment: Vec::new(),
             connections: Vec::new(),
             lent: 0,
+            starting: Vec::new(),
+            unclaimed: Vec::new(),
+            mounts: Mounts::open()?,
             last_id: 0,
             finished: Vec::new(),
             spare: None,
@@ -173,6 +144,7 @@ impl<'a> Server<'a> {
         watch(&server.listener, Token::Listener)?;
         watch(&server.reaper, Token::Children)?;
         watch(&server.workers, Token::Workers)?;
+        epoll::add(&server.epoll, &server.mounts, Token::Mounts.data(), MOUNT_EVENTS)?;
         Ok(server)
     }
 
@@ -226,10 +198,15 @@ impl<'a> Server<'a> {
 
     fn pipes(&mut self) -> io::Result<(u64, Pipes)> {
         let (id, pipes) = (self.next_id(), Pipes::new()?);
-        for (ours, stream) in [(&pipes.stdout.0, Stream::Stdout), (&pipes.stderr.0, Stream::Stderr)] {
-            epoll::add(&self.epoll, ours, Token::Output(id, stream).data(), OUTPUT_EVENTS)?;
-        }
+        self.watch_output(id, &pipes.stdout.0, &pipes.stderr.0)?;
         Ok((id, pipes))
+    }
+
+    fn watch_output(&self, id: u64, stdout: &OwnedFd, stderr: &OwnedFd) -> io::Result<()> {
+        for (pipe, stream) in [(stdout, Stream::Stdout), (stderr, Stream::Stderr)] {
+            epoll::add(&self.epoll, pipe, Token::Output(id, stream).data(), OUTPUT_EVENTS)?;
+        }
+        Ok(())
     }
 
     fn next_id(&mut self) -> u64 {
@@ -242,6 +219,7 @@ impl<'a> Server<'a> {
             Token::Listener => {}
             Token::Children => self.reap(),
             Token::Workers => self.take_back(),
+            Token::Mounts => self.mounts.refresh(),
             Token::Socket(id) => {
                 if let Some(connection) = self.connections.iter_mut().find(|connection| connection.id == id) {
                     connection.readable |= flags.contains(epoll::EventFlags::IN);
@@ -298,21 +276,64 @@ impl<'a> Server<'a> {
         self.reaper.acknowledge();
         let now = Instant::now();
         while let Some((pid, status)) = self.reaper.next() {
-            for connection in &mut self.connections {
-                if let Some(command) = connection.command.as_mut().filter(|command| command.pid == pid) {
-                    command.note_exit(status, now);
+            let mut commands = self.connections.iter_mut();
+            let owner =
+                commands.find(|connection| connection.command.as_ref().is_some_and(|command| command.pid == pid));
+            match owner {
+                Some(connection) => {
+                    connection.command.iter_mut().for_each(|command| command.note_exit(status, now));
                     connection.due = true;
                 }
+                None if !self.starting.is_empty() && self.unclaimed.len() < UNCLAIMED_MAX => {
+                    self.unclaimed.push((pid, status));
+                }
+                None => {}
             }
         }
     }
 
     fn take_back(&mut self) {
-        for (id, transport) in self.workers.take_returned() {
+        for returned in self.workers.take_returned() {
             self.lent = self.lent.saturating_sub(1);
-            if let Some(transport) = transport {
-                self.admit(id, transport);
+            self.starting.retain(|id| *id != returned.id);
+            if let Some(transport) = returned.transport {
+                self.admit(returned.id, transport);
             }
+            if let Some(start) = returned.start {
+                self.adopt(returned.id, start);
+            }
+        }
+        if self.starting.is_empty() {
+            self.unclaimed.clear();
+        }
+    }
+
+    /// Goes on with a command that a worker started.
+    fn adopt(&mut self, connection: u64, Start { exec, at: started, result }: Start) {
+        let at = self.connections.iter().position(|candidate| candidate.id == connection);
+        match (at, result) {
+            (Some(at), Ok(launched)) => {
+                let id = self.next_id();
+                let pid = launched.pid;
+                let watched = self.watch_output(id, &launched.stdout, &launched.stderr);
+                self.attach(at, id, launched, &exec, started);
+                let exited = self.unclaimed.iter().position(|(candidate, _)| *candidate == pid);
+                let connection = &mut self.connections[at];
+                // Output that is never told of would never come: better no command than half of one.
+                connection.gone |= watched.is_err();
+                connection.gone |= connection.transport.queue(&started_reply(pid)).is_err();
+                if let (Some(exited), Some(command)) = (exited, &mut connection.command) {
+                    command.note_exit(self.unclaimed.swap_remove(exited).1, Instant::now());
+                }
+            }
+            (Some(at), Err(failure)) => {
+                let connection = &mut self.connections[at];
+                connection.gone |= connection.transport.queue(&failure.into()).is_err();
+            }
+            (None, Ok(launched)) => {
+                let _ = signal_group(launched.pid, libc::SIGKILL);
+            }
+            (None, Err(_)) => {}
         }
     }
 
@@ -346,11 +367,14 @@ impl<'a> Server<'a> {
                         command.kill();
                     }
                 }
-                Turn::Lends(request) => {
+                Turn::Lends(task) => {
                     let Connection { id, transport, .. } = self.connections.swap_remove(at);
                     let _ = epoll::delete(&self.epoll, &transport.socket);
                     self.lent += 1;
-                    self.workers.start(Job { id, transport, request });
+                    if matches!(task, Task::Start(..)) {
+                        self.starting.push(id);
+                    }
+                    self.workers.start(Job { id, transport, task });
                 }
                 Turn::PowersOff => return Some(self.connections.swap_remove(at).transport),
             }
@@ -459,11 +483,14 @@ impl<'a> Server<'a> {
                 Ok(()) => Reply::Done,
                 Err(failure) => failure.into(),
             },
+            Request::Exec(exec) if self.mounts.may_hang() => {
+                return Ok(Turn::Lends(Task::Start(exec, self.environment.clone())));
+            }
             Request::Exec(exec) => match self.start(at, &exec) {
-                Ok(pid) => Reply::Started { pid },
+                Ok(pid) => started_reply(pid),
                 Err(failure) => failure.into(),
             },
-            request => return Ok(Turn::Lends(request)),
+            request => return Ok(Turn::Lends(Task::File(request))),
         };
         self.connections[at].transport.queue(&reply).map_err(io::Error::other)?;
         Ok(Turn::GoesOn)
@@ -476,16 +503,23 @@ impl<'a> Server<'a> {
         Ok(())
     }
 
-    fn start(&mut self, at: usize, exec: &Exec) -> Result<i32, Failure> {
+    fn start(&mut self, at: usize, exec: &Exec) -> Result<Pid, Failure> {
         let started = Instant::now();
         let spare = self.spare.take().map_or_else(|| self.pipes(), Ok);
         let (id, pipes) = spare.map_err(|error| Failure::io("Cannot make pipes".into(), &error))?;
         let launched = self.launcher.launch(exec, &self.environment, pipes)?;
-        let command = RunningCommand::new(id, launched, exec, started);
-        let pid = command.pid.as_raw_nonzero().get();
-        self.connections[at].command = Some(Box::new(command));
+        let pid = launched.pid;
+        self.attach(at, id, launched, exec, started);
         Ok(pid)
     }
+
+    fn attach(&mut self, at: usize, id: u64, launched: Launched, exec: &Exec, started: Instant) {
+        self.connections[at].command = Some(Box::new(RunningCommand::new(id, launched, exec, started)));
+    }
+}
+
+fn started_reply(pid: Pid) -> Reply {
+    Reply::Started { pid: pid.as_raw_nonzero().get() }
 }
 
 const ZERO: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };

@@ -1,4 +1,5 @@
-//! Threads for file operations, which may block for as long as a file system likes (a stuck FUSE mount, a slow disk).
+//! Threads for what may block as long as a file system likes (a stuck FUSE mount, a slow disk): file operations, and the
+//! start of a command while there is such a mount.
 //!
 //! A worker owns a connection for the length of one operation and speaks to its peer itself, so back-pressure is simply a
 //! blocking write. Then it gives the connection back to the server's loop. Threads are started when the first operation
@@ -10,17 +11,24 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
+    time::Instant,
 };
 
-use cove_protocol::guest::Request;
+use cove_protocol::guest::{Exec, Request};
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::{files, transport::Transport};
+use crate::{
+    failure::Failure,
+    files,
+    launch::{Launched, Launcher, Pipes},
+    shell::FastShell,
+    transport::Transport,
+};
 
 /// Threads that stay when there is nothing to do.
 const IDLE_WORKERS_MAX: usize = 2;
 
-/// Bytes of a worker's stack. File operations do not recurse.
+/// Bytes of a worker's stack. Nothing here recurses.
 const STACK_BYTES: usize = 128 << 10;
 
 /// A connection and what it asked for.
@@ -30,12 +38,40 @@ pub struct Job {
     pub id: u64,
     /// The connection.
     pub transport: Transport,
-    /// A file operation.
-    pub request: Request,
+    /// What to do.
+    pub task: Task,
 }
 
-/// A connection that came back. Without a transport its peer is gone.
-pub type Returned = (u64, Option<Transport>);
+/// What a worker does.
+#[derive(Debug)]
+pub enum Task {
+    /// A file operation up to its final reply.
+    File(Request),
+    /// The start of a command, with the sandbox's environment. The loop goes on with it.
+    Start(Box<Exec>, Vec<(String, String)>),
+}
+
+/// A connection that came back.
+#[derive(Debug)]
+pub struct Returned {
+    /// Names the connection.
+    pub id: u64,
+    /// `None` when its peer is gone.
+    pub transport: Option<Transport>,
+    /// What came of [`Task::Start`].
+    pub start: Option<Start>,
+}
+
+/// A command that a worker started, or failed to.
+#[derive(Debug)]
+pub struct Start {
+    /// What was asked.
+    pub exec: Box<Exec>,
+    /// When it was begun.
+    pub at: Instant,
+    /// The command, or why there is none.
+    pub result: Result<Launched, Failure>,
+}
 
 /// The server's handle on all workers.
 #[derive(Debug)]
@@ -48,6 +84,7 @@ struct Shared {
     state: Mutex<State>,
     work: Condvar,
     done: OwnedFd,
+    shell: Arc<FastShell>,
 }
 
 #[derive(Debug, Default)]
@@ -69,9 +106,9 @@ impl Workers {
     ///
     /// # Errors
     /// When the kernel has no descriptor left.
-    pub fn new() -> io::Result<Self> {
+    pub fn new(shell: Arc<FastShell>) -> io::Result<Self> {
         let done = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self { shared: Arc::new(Shared { state: Mutex::default(), work: Condvar::new(), done }) })
+        Ok(Self { shared: Arc::new(Shared { state: Mutex::default(), work: Condvar::new(), done, shell }) })
     }
 
     /// Has a worker do this. If no thread can be started the connection is dropped, which tells its peer.
@@ -88,11 +125,11 @@ impl Workers {
         let shared = Arc::clone(&self.shared);
         let thread = thread::Builder::new().stack_size(STACK_BYTES).spawn(move || work(&shared));
         if let Err(error) = thread {
-            eprintln!("cove-agent: cannot start a file worker: {error}");
+            eprintln!("cove-agent: cannot start a worker: {error}");
             let mut state = self.shared.lock();
             if let Some(at) = state.jobs.iter().position(|job| job.id == id) {
                 state.jobs.remove(at);
-                state.returned.push((id, None));
+                state.returned.push(Returned { id, transport: None, start: None });
                 drop(state);
                 self.shared.announce();
             }
@@ -123,11 +160,11 @@ fn work(shared: &Shared) {
     let mut buffer = Vec::new();
     let mut state = shared.lock();
     loop {
-        while let Some(mut job) = state.jobs.pop_front() {
+        while let Some(job) = state.jobs.pop_front() {
             drop(state);
-            let alive = files::serve(&mut job.transport, &job.request, &mut buffer).is_ok();
+            let returned = do_job(job, &shared.shell, &mut buffer);
             state = shared.lock();
-            state.returned.push((job.id, alive.then_some(job.transport)));
+            state.returned.push(returned);
             shared.announce();
         }
         if state.idle >= IDLE_WORKERS_MAX {
@@ -139,4 +176,24 @@ fn work(shared: &Shared) {
         }
         state.idle -= 1;
     }
+}
+
+fn do_job(Job { id, mut transport, task }: Job, shell: &Arc<FastShell>, buffer: &mut Vec<u8>) -> Returned {
+    match task {
+        Task::File(request) => {
+            let alive = files::serve(&mut transport, &request, buffer).is_ok();
+            Returned { id, transport: alive.then_some(transport), start: None }
+        }
+        Task::Start(exec, environment) => {
+            let at = Instant::now();
+            let result = launch(&exec, &environment, shell);
+            Returned { id, transport: Some(transport), start: Some(Start { exec, at, result }) }
+        }
+    }
+}
+
+fn launch(exec: &Exec, environment: &[(String, String)], shell: &Arc<FastShell>) -> Result<Launched, Failure> {
+    let failed = |error: io::Error| Failure::io("Cannot start a process".into(), &error);
+    let mut launcher = Launcher::new(Arc::clone(shell)).map_err(failed)?;
+    launcher.launch(exec, environment, Pipes::new().map_err(failed)?)
 }

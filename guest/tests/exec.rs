@@ -215,11 +215,13 @@ fn a_user_gets_its_ids_groups_and_home() {
 fn a_connection_carries_one_command_after_another() {
     let agent = Agent::start();
     let mut client = agent.connect();
+    client.run(&exec("true"));
+    let descriptors = agent.descriptors();
     for number in 0..100 {
         assert_eq!(client.run(&argv(&["echo", &number.to_string()])).stdout, format!("{number}\n"));
     }
-    let (descriptors, zombies) = (agent.descriptors(), agent.zombies());
-    assert!(descriptors < 20 && zombies == 0, "{descriptors} descriptors, {zombies} zombies");
+    // Give or take the pipes that are made ahead and closed when nobody waits.
+    assert!(agent.descriptors() <= descriptors + 8 && agent.zombies() == 0, "{} descriptors", agent.descriptors());
 }
 
 #[test]
@@ -268,4 +270,50 @@ fn a_shell_line_may_hold_a_heredoc_and_any_character() {
     let outcome = agent.sh("cat <<'EOF'\nline $HOME \u{2028} 日本\nEOF\necho \"a'b\"");
     assert_eq!(outcome.stdout, "line $HOME \u{2028} 日本\na'b\n");
     assert_eq!(agent.sh("no-such-program-here").code(), 127, "the shell's own code");
+}
+
+/// A FUSE mount whose daemon never answers, until it is dropped.
+struct StuckMount {
+    folder: String,
+    daemon: Option<std::fs::File>,
+}
+
+impl StuckMount {
+    fn at(folder: String) -> Option<Self> {
+        use std::os::fd::AsRawFd as _;
+        std::fs::create_dir(&folder).unwrap();
+        let daemon = std::fs::File::options().read(true).write(true).open("/dev/fuse").ok()?;
+        let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", daemon.as_raw_fd());
+        let options = std::ffi::CString::new(options).unwrap();
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("stuck", folder.as_str(), "fuse", flags, Some(options.as_c_str())).ok()?;
+        Some(Self { folder, daemon: Some(daemon) })
+    }
+}
+
+impl Drop for StuckMount {
+    fn drop(&mut self) {
+        self.daemon = None;
+        let _ = rustix::mount::unmount(self.folder.as_str(), rustix::mount::UnmountFlags::DETACH);
+    }
+}
+
+#[test]
+fn a_stuck_mount_stops_only_the_command_that_starts_there() {
+    let agent = Agent::start();
+    assert_eq!(agent.sh("echo before").stdout, "before\n");
+    let Some(mut mount) = StuckMount::at(agent.path("stuck")) else { return };
+    let mut stuck = agent.connect();
+    stuck.send(&Request::Exec(Box::new(Exec { cwd: Some(mount.folder.clone()), ..exec("echo there") })));
+    for number in 0..20 {
+        assert_eq!(agent.sh(&format!("echo {number}; exit 3")).stdout, format!("{number}\n"));
+    }
+    let outcome = agent.connect().run(&Exec { stdin: true, timeout_ms: Some(200), ..exec("cat") });
+    assert_eq!(outcome.exit.status, ExitStatus::TimedOut);
+    assert_eq!(error(&mut agent.connect(), argv(&["/no/such"])).0, ErrorKind::NotFound);
+    mount.daemon = None;
+    assert!(matches!(stuck.reply(), Some(Reply::Error { .. })), "the kernel gave the mount up");
+    drop(mount);
+    assert_eq!(agent.sh("echo after").stdout, "after\n");
+    eventually("no children", || agent.children().is_empty());
 }
