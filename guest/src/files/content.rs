@@ -1,12 +1,12 @@
-//! The bytes of a new file on their way to the disk, with few of the guest kernel's instructions.
+//! The bytes of a file on their way to and from the disk, with few of the guest kernel's instructions.
 //!
-//! A small file goes through the page cache, where the program that reads it next finds it. A large one is written past
-//! it in large pieces: on a host that emulates the guest's kernel each cached page costs milliseconds to make and to
-//! write back, and a direct write costs a few for 64 pages.
+//! A small file goes through the page cache, where the program that reads it next finds it. A large one goes past it in
+//! large pieces: on a host that emulates the guest's kernel each cached page costs milliseconds to make and to write
+//! back, and a direct transfer costs a few for 64 pages.
 
 use std::{
     fs::File,
-    io::{self, Write},
+    io::{self, Read, Write},
 };
 
 use rustix::fs::{Advice, OFlags, fadvise, fcntl_getfl, fcntl_setfl};
@@ -30,9 +30,7 @@ pub struct Content<'a> {
 impl<'a> Content<'a> {
     /// Into an empty file. `buffer` is the worker's own.
     pub fn new(file: File, buffer: &'a mut Vec<u8>) -> Self {
-        buffer.resize(PIECE_BYTES + ALIGNMENT, 0);
-        let start = buffer.as_ptr().align_offset(ALIGNMENT).min(ALIGNMENT);
-        Self { file, piece: &mut buffer[start..start + PIECE_BYTES], filled: 0, direct: None }
+        Self { file, piece: aligned(buffer), filled: 0, direct: None }
     }
 
     /// Takes the next bytes.
@@ -87,6 +85,53 @@ impl<'a> Content<'a> {
         self.filled -= count;
         Ok(())
     }
+}
+
+/// Reads a file from its start to its end, in pieces no larger than `piece_bytes_max`, of which a whole number makes
+/// 256 KiB. `buffer` is the worker's own.
+///
+/// # Errors
+/// The file's, or what `sink` returns.
+pub fn read_all<E>(
+    file: &mut File,
+    buffer: &mut Vec<u8>,
+    piece_bytes_max: usize,
+    mut sink: impl FnMut(&[u8]) -> Result<(), E>,
+) -> Result<(), E>
+where
+    E: From<io::Error>,
+{
+    let piece = aligned(buffer);
+    let mut direct = file.metadata()?.len() >= PIECE_BYTES as u64 && set_direct(file, true).is_ok();
+    // To its end and not to its size: files of /proc have no size, and a log may grow.
+    loop {
+        // Through the cache a reply's worth at a time, so that the first bytes are soon on their way.
+        let wanted = if direct { piece.len() } else { piece_bytes_max.min(piece.len()) };
+        match file.read(&mut piece[..wanted]) {
+            Ok(0) => return Ok(()),
+            Ok(count) => {
+                piece[..count].chunks(piece_bytes_max).try_for_each(&mut sink)?;
+                // A short piece ends at no multiple of a block: what may follow is read the other way.
+                if direct && count < wanted {
+                    direct = false;
+                    set_direct(file, false)?;
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if direct && error.raw_os_error() == Some(libc::EINVAL) => {
+                direct = false;
+                set_direct(file, false)?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// An aligned piece of a worker's buffer.
+fn aligned(buffer: &mut Vec<u8>) -> &mut [u8] {
+    buffer.resize(PIECE_BYTES + ALIGNMENT, 0);
+    let start = buffer.as_ptr().align_offset(ALIGNMENT).min(ALIGNMENT);
+    &mut buffer[start..start + PIECE_BYTES]
 }
 
 fn set_direct(file: &File, direct: bool) -> io::Result<()> {

@@ -1,15 +1,13 @@
 //! Reading a regular file from its start.
 
-use std::{
-    fs::OpenOptions,
-    io::{ErrorKind, Read},
-    os::unix::fs::OpenOptionsExt,
-    path::Path,
+use std::{fs::OpenOptions, io, os::unix::fs::OpenOptionsExt, path::Path};
+
+use cove_protocol::{
+    frame::FrameError,
+    guest::{CHUNK_BYTES_MAX, Reply},
 };
 
-use cove_protocol::guest::{CHUNK_BYTES_MAX, Reply};
-
-use super::{FileError, entry};
+use super::{FileError, content::read_all, entry};
 use crate::{
     failure::{Failure, absolute},
     transport::Transport,
@@ -28,14 +26,30 @@ pub fn read_file(transport: &mut Transport, path: &str, buffer: &mut Vec<u8>) ->
         return Err(Failure::path(path, "is not a regular file").into());
     }
     transport.send_all(&Reply::FileInfo(entry(Path::new(path), &metadata)))?;
-    buffer.resize(CHUNK_BYTES_MAX, 0);
-    // To its end and not to its size: files of /proc have no size, and a log may grow.
-    loop {
-        match file.read(buffer) {
-            Ok(0) => return Ok(Reply::Done),
-            Ok(count) => transport.send_all(&Reply::Data(buffer[..count].to_vec().into()))?,
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(failed("read", error).into()),
-        }
+    let sent = read_all(&mut file, buffer, CHUNK_BYTES_MAX, |bytes| {
+        Ok(transport.send_all(&Reply::Data(bytes.to_vec().into()))?)
+    });
+    match sent {
+        Ok(()) => Ok(Reply::Done),
+        Err(ReadError::File(error)) => Err(failed("read", error).into()),
+        Err(ReadError::Broken(error)) => Err(error.into()),
+    }
+}
+
+/// Whose fault it is that reading stopped.
+enum ReadError {
+    File(io::Error),
+    Broken(FrameError),
+}
+
+impl From<io::Error> for ReadError {
+    fn from(error: io::Error) -> Self {
+        ReadError::File(error)
+    }
+}
+
+impl From<FrameError> for ReadError {
+    fn from(error: FrameError) -> Self {
+        ReadError::Broken(error)
     }
 }
