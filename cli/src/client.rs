@@ -13,6 +13,7 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use cove_engine::EngineConfig;
 use reqwest::{Method, RequestBuilder, Response, Url};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -21,8 +22,6 @@ pub use errors::ClientError;
 pub use files::FileEntry;
 pub use records::{CreateRequest, Sandbox, find};
 pub use streams::{ExecEvent, ExecRequest, ExecStream};
-
-use crate::paths;
 
 /// A server that has not answered to a connection by then is not there.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -42,6 +41,14 @@ pub struct ConnectionArgs {
     /// The server's data directory, where its address and token lie
     #[arg(long, global = true, value_name = "DIR", env = "COVE_DATA_DIR")]
     pub data_dir: Option<PathBuf>,
+}
+
+impl ConnectionArgs {
+    /// The data directory that was named, or the user's own.
+    pub fn data_dir(&self) -> Result<PathBuf, ClientError> {
+        let config = EngineConfig { data_dir: self.data_dir.clone(), ..EngineConfig::default() };
+        Ok(config.places().map_err(ClientError::Places)?.data_dir)
+    }
 }
 
 /// A connection to one server. Cheap to clone.
@@ -68,7 +75,7 @@ impl Client {
         };
         let url = or_variable(&args.url, ["COVE_URL", "MIOSA_BASE_URL"]);
         let token = or_variable(&args.token, ["COVE_TOKEN", "MIOSA_API_KEY"]);
-        let data_dir = || paths::data_dir(named).map_err(ClientError::Paths);
+        let data_dir = || args.data_dir();
         let base = match url {
             Some(url) => url,
             None => local_server(&data_dir()?)?,

@@ -12,10 +12,10 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
+use cove_engine::EngineConfig;
 use serde::Serialize;
 
 use crate::client::ConnectionArgs;
-use crate::paths;
 
 /// Arguments of `cove doctor`.
 #[derive(clap::Args)]
@@ -79,13 +79,14 @@ struct Report {
 
 /// Runs `cove doctor`. Gives 1 when a check is an error.
 pub async fn run(args: Args, connection: &ConnectionArgs) -> Result<u8> {
-    let data_dir = paths::data_dir(connection.data_dir.as_deref());
-    let guest_dir = paths::guest_dir(args.guest_dir.as_deref());
+    let config =
+        EngineConfig { data_dir: connection.data_dir.clone(), guest_dir: args.guest_dir, ..EngineConfig::default() };
+    let places = config.places()?;
     let mut checks = vec![host::versions(), host::user()];
-    checks.extend(kvm::checks(paths::vmm_program()).await);
+    checks.extend(kvm::checks(places.kvm, places.vmm).await);
     checks.extend([host::memory(), host::umask(), host::open_files()]);
-    checks.extend(dirs::checks(data_dir));
-    checks.extend(image::checks(guest_dir));
+    checks.extend(dirs::checks(&places.data_dir, &places.runtime_dir));
+    checks.extend(image::checks(places.guest_dir));
     checks.extend(host::tools());
     checks.push(host::port());
 

@@ -8,8 +8,6 @@
 //! out), [`EXIT_COVE_FAILED`] when Cove itself failed there; elsewhere 0 or 1, and 2 for a wrong command line.
 #![forbid(unsafe_code)]
 
-mod paths;
-
 mod client;
 mod sse;
 

@@ -16,7 +16,6 @@ use tokio::net::TcpListener;
 
 use crate::client::ConnectionArgs;
 use crate::exec::Interrupts;
-use crate::paths;
 use log::LogFormat;
 
 /// Where the server listens when nothing else is said.
@@ -42,7 +41,7 @@ pub async fn run(args: Args, connection: &ConnectionArgs) -> Result<u8> {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     log::init(args.log_format)?;
     let mut interrupts = Interrupts::new()?;
-    let data_dir = paths::data_dir(connection.data_dir.as_deref())?;
+    let data_dir = connection.data_dir()?;
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, args.port));
     // Bound early to fail early; but who holds the data directory says more than who holds the port, so that comes first.
     let listener = TcpListener::bind(address).await;

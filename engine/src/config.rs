@@ -61,6 +61,33 @@ pub struct EngineConfig {
     pub limits: EngineLimits,
 }
 
+/// Where a server with some configuration has everything; for those who look without starting one.
+#[derive(Clone, Debug)]
+pub struct Places {
+    /// Database, templates and disks.
+    pub data_dir: PathBuf,
+    /// Sockets.
+    pub runtime_dir: PathBuf,
+    /// Kernels and root image, or what is missing and what to do.
+    pub guest_dir: Result<PathBuf, String>,
+    /// The `vmm` binary, or what is missing and what to do.
+    pub vmm: Result<PathBuf, String>,
+    /// The KVM device, when it is not the usual one.
+    pub kvm: Option<PathBuf>,
+}
+
+impl EngineConfig {
+    /// Where a server with this configuration would have everything. Nothing is made.
+    ///
+    /// # Errors
+    /// When nothing says where data goes, or the runtime directory cannot hold sockets.
+    pub fn places(self) -> Result<Places, ConfigError> {
+        let Config { paths, guest, vmm, kvm, .. } = Config::find(self)?;
+        let dir_of = |guest: GuestDir| guest.kernel.parent().map(Path::to_path_buf).unwrap_or_default();
+        Ok(Places { data_dir: paths.data, runtime_dir: paths.runtime, guest_dir: guest.map(dir_of), vmm, kvm })
+    }
+}
+
 /// Bounds of one server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineLimits {

@@ -56,7 +56,7 @@ pub use cove_protocol as protocol;
 use cove_protocol::vmm::{HostProbe, Stats};
 
 pub use agent::{ExecEvent, ExecInput, ExecOutput, Execution, FileStream};
-pub use config::{EngineConfig, EngineLimits};
+pub use config::{EngineConfig, EngineLimits, Places};
 pub use error::{BoxError, Error};
 pub use events::{Event, EventKind};
 pub use idempotency::{Answer, Claim, ClaimGuard, InFlight, Replay};

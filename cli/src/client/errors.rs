@@ -26,7 +26,7 @@ pub enum ClientError {
     },
     /// The data directory cannot be told.
     #[error("Cannot tell where the data directory is")]
-    Paths(#[source] anyhow::Error),
+    Places(#[source] cove_engine::config::ConfigError),
     /// The token of the local server cannot be had.
     #[error(transparent)]
     Token(#[from] cove_api::token::TokenError),

@@ -2,9 +2,8 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use anyhow::Result;
 use rustix::fs::{Access, access, statvfs};
 use rustix::process::getuid;
 
@@ -18,27 +17,25 @@ const DISK_LEAST_MIB: u64 = 1024;
 const DISK_GOOD_MIB: u64 = 10 * 1024;
 
 /// The checks of this module.
-pub fn checks(data_dir: Result<PathBuf>) -> Vec<Check> {
-    match data_dir {
-        Ok(dir) => vec![data(&dir), disk(&dir), lock(&dir)],
-        Err(error) => vec![Check::error("data_dir", format!("{error:#}"), "set HOME, or give --data-dir")],
-    }
+pub fn checks(data_dir: &Path, runtime_dir: &Path) -> Vec<Check> {
+    vec![own("data_dir", data_dir), own("runtime_dir", runtime_dir), disk(data_dir), lock(data_dir)]
 }
 
-fn data(dir: &Path) -> Check {
+/// A directory that must be this user's alone.
+fn own(name: &'static str, dir: &Path) -> Check {
     let shown = dir.display();
-    match fs::metadata(dir) {
-        Ok(found) if !found.is_dir() => Check::error("data_dir", format!("{shown} is not a directory"), "move it away"),
+    match fs::symlink_metadata(dir) {
+        Ok(found) if !found.is_dir() => Check::error(name, format!("{shown} is not a directory"), "move it away"),
         Ok(found) if found.uid() != getuid().as_raw() => {
             let detail = format!("{shown} belongs to user {}", found.uid());
-            Check::error("data_dir", detail, "give --data-dir a directory of your own")
+            Check::error(name, detail, "name a directory of your own: COVE_DATA_DIR, COVE_RUNTIME_DIR")
         }
         Ok(found) if found.permissions().mode() & 0o077 != 0 => {
             let detail = format!("{shown} is open to others (mode {:04o})", found.permissions().mode() & 0o7777);
-            Check::error("data_dir", detail, format!("`chmod 0700 {shown}`"))
+            Check::error(name, detail, format!("`chmod 0700 {shown}`"))
         }
-        Ok(_) => writable(dir, "data_dir", &format!("{shown}")),
-        Err(_) => writable(existing(dir), "data_dir", &format!("{shown} will be made at the first start")),
+        Ok(_) => writable(dir, name, &format!("{shown}")),
+        Err(_) => writable(existing(dir), name, &format!("{shown} will be made at the start")),
     }
 }
 
@@ -46,7 +43,7 @@ fn writable(dir: &Path, name: &'static str, fine: &str) -> Check {
     match access(dir, Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK) {
         Ok(()) => Check::ok(name, fine),
         Err(error) => {
-            let advice = "make it writable for you, or give --data-dir another one";
+            let advice = "make it writable for you, or name another one";
             Check::error(name, format!("{} cannot be written: {error}", dir.display()), advice)
         }
     }

@@ -4,7 +4,6 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
@@ -38,10 +37,10 @@ struct Agent {
 }
 
 /// The checks of this module.
-pub fn checks(dir: Result<PathBuf>) -> Vec<Check> {
+pub fn checks(dir: Result<PathBuf, String>) -> Vec<Check> {
     let dir = match dir {
         Ok(dir) => dir,
-        Err(error) => return vec![Check::error("guest_image", format!("{error:#}"), ADVICE)],
+        Err(problem) => return vec![Check::error("guest_image", problem, ADVICE)],
     };
     match load(&dir) {
         Ok(manifest) => vec![files(&dir, &manifest), agent(&manifest)],

@@ -1,13 +1,12 @@
 //! KVM: the device, what the vmm program can do with it, whether guests need the assist, how many vCPUs they get.
 
+use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
-use std::{env, fs};
 
-use anyhow::Result;
 use cove_protocol::vmm::HostProbe;
 use tokio::process::Command;
 
@@ -17,18 +16,13 @@ use super::Check;
 const PROBE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The checks of this module, in order. What cannot be told without KVM is left out.
-pub async fn checks(vmm: Result<PathBuf>) -> Vec<Check> {
-    let device =
-        env::var_os("COVE_KVM").filter(|path| !path.is_empty()).map_or_else(|| "/dev/kvm".into(), PathBuf::from);
+pub async fn checks(device: Option<PathBuf>, vmm: Result<PathBuf, String>) -> Vec<Check> {
+    let device = device.unwrap_or_else(|| PathBuf::from("/dev/kvm"));
     let device_check = device_file(&device);
     let vmm = match vmm {
         Ok(path) => path,
-        Err(error) => return vec![device_check, Check::error("vmm", format!("{error:#}"), "reinstall Cove")],
+        Err(problem) => return vec![device_check, Check::error("vmm", problem, "or reinstall Cove")],
     };
-    if !vmm.is_file() {
-        let advice = "build it with `cargo xtask build`, reinstall Cove, or name it in COVE_VMM";
-        return vec![device_check, Check::error("vmm", format!("{} is missing", vmm.display()), advice)];
-    }
     match probe(&vmm, &device).await {
         Ok(probe) => from_probe(device_check, &vmm, &probe),
         Err(problem) => {
