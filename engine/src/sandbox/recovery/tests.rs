@@ -213,11 +213,26 @@ async fn without_a_vmm_the_engine_starts_and_a_create_says_what_is_missing() {
 /// A vmm that never listens, but keeps the command line that proves it ours: it waits to open a pipe that nobody opens.
 const SILENT_VMM: &str = r#"mkfifo "$2.pipe"; exec /bin/sh -c 'read line <"$2.pipe"' vmm --control "$2""#;
 
+/// An engine on a directory whose last one has ended. A program that another test starts at this moment has, from its
+/// fork to its exec, the last engine's lock too.
+async fn started(config: &EngineConfig) -> Engine {
+    let mut again = tokio::time::interval(Duration::from_millis(10));
+    let lock_is_free = async {
+        loop {
+            match Engine::start(config.clone()).await {
+                Err(Error::DataDirLocked { .. }) => again.tick().await,
+                started => return started.unwrap(),
+            };
+        }
+    };
+    tokio::time::timeout(MINUTE, lock_is_free).await.unwrap()
+}
+
 /// Creates and destroys, and ends without a word: what `kill -9` leaves, as far as one process can do it to itself.
 fn broken_off(config: EngineConfig, after: Duration) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
-        let engine = Engine::start(config).await.unwrap();
+        let engine = started(&config).await;
         let end = tokio::time::Instant::now() + after;
         let work = async {
             loop {
@@ -241,7 +256,7 @@ fn whenever_a_server_ends_the_next_one_reaches_a_legal_state_and_nothing_is_left
         broken_off(config.clone(), Duration::from_millis(after_ms));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let engine = Engine::start(config.clone()).await.unwrap();
+            let engine = started(&config).await;
             for sandbox in engine.list(&SandboxFilter::default()).await.unwrap() {
                 let settled = engine.wait_settled(&sandbox.id, tokio::time::Instant::now() + MINUTE).await.unwrap();
                 let legal = [SandboxState::Error, SandboxState::Destroyed].contains(&settled.state);
