@@ -18,8 +18,10 @@ use rustix::{
     io::Errno,
     mount::{MountFlags, mount},
     net::{AddressFamily, SocketFlags, SocketType, socket_with},
-    process::{Resource, Rlimit, setrlimit, umask},
+    process::{Resource, Rlimit, setpriority_process, setrlimit, umask},
 };
+
+use crate::memory;
 
 /// Open files of a process, soft and hard: what Debian's own init gives. Programs that need more raise the soft one;
 /// those that close every descriptor up to it would take long with a higher one.
@@ -31,6 +33,9 @@ const ANONYMOUS_PIECES: &str = "/sys/kernel/mm/transparent_hugepage/hugepages-32
 
 /// Bytes of freed memory the agent keeps, so that the next command does not fault them in again.
 const KEPT_HEAP_BYTES: libc::c_int = 4 << 20;
+
+/// The nice value of what is done after boot: the highest.
+const PATIENCE: i32 = 19;
 
 /// One mounted file system.
 struct Mount {
@@ -95,8 +100,10 @@ pub fn prepare() {
     report("let anonymous memory come in larger pieces", ignore(io::ErrorKind::NotFound, pieces));
 }
 
-/// What can wait until the agent serves: a large disk takes a while.
+/// What can wait until the agent serves: much memory and a large disk take a while. Whatever else wants to run goes first.
 pub fn finish() {
+    report("be patient", setpriority_process(None, PATIENCE).map_err(io::Error::from));
+    report("add memory", memory::add_rest());
     report("grow the root file system", grow_root());
 }
 

@@ -10,6 +10,8 @@
 #[allow(unsafe_code)]
 mod init;
 
+mod memory;
+
 mod server;
 
 mod token;
