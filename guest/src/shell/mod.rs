@@ -18,11 +18,20 @@ use std::{
     ffi::CStr,
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read, Write},
-    os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt},
+    os::{
+        fd::AsFd,
+        unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt},
+    },
     sync::{Condvar, Mutex, PoisonError},
 };
 
-use rustix::mount::{MountFlags, mount, mount_remount};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    mount::{MountFlags, mount, mount_remount},
+    pipe::{PipeFlags, pipe_with},
+};
+
+use crate::process::{Program, Spawner, Stdio};
 
 /// What bash would be.
 const BASH: &str = "/bin/bash";
@@ -44,6 +53,9 @@ const FILE_BYTES_MAX: u64 = 4 << 20;
 
 /// Bytes copied at once, past the page cache: a huge page is written in place, and the original is not needed again.
 const COPY_BYTES: usize = 128 << 10;
+
+/// How long the copy may take for its first command.
+const TRIAL_SECONDS: i64 = 10;
 
 /// Direct I/O wants its memory aligned to this.
 const ALIGNMENT: usize = 4096;
@@ -123,8 +135,35 @@ fn make() -> io::Result<Identity> {
     let mut copy = OpenOptions::new().read(true).write(true).create_new(true).mode(0o755).open(&*path)?;
     copy_arranged(source, &mut copy)?;
     drop(copy);
+    if !works()? {
+        return Err(io::Error::other(format!("the copy of {STATIC_BASH} does not run")));
+    }
     mount_remount(DIRECTORY, MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV, "")?;
     Ok(bash)
+}
+
+/// Runs the copy once: a later bash-static that does not bear the arrangement must not cost the sandbox its shell. It also
+/// brings into memory what every shell reads at its start. The loop takes the process away as it does orphans.
+fn works() -> io::Result<bool> {
+    let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC)?;
+    let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    let program = Program {
+        candidates: vec![COPY.to_owned()],
+        argv: [c"bash", c"-c", c"echo works"].map(CStr::to_owned).to_vec(),
+        env: vec![c"PATH=/usr/bin:/bin".to_owned()],
+        cwd: c"/".to_owned(),
+        identity: None,
+    };
+    let stdio = Stdio { stdin: null.as_fd(), stdout: theirs.as_fd(), stderr: null.as_fd() };
+    Spawner::default().spawn(&program, stdio).map_err(io::Error::other)?;
+    drop(theirs);
+    let timeout = Timespec { tv_sec: TRIAL_SECONDS, tv_nsec: 0 };
+    let mut said = [0; 16];
+    if poll(&mut [PollFd::new(&ours, PollFlags::IN)], Some(&timeout))? == 0 {
+        return Ok(false);
+    }
+    let count = File::from(ours).read(&mut said)?;
+    Ok(&said[..count] == b"works\n")
 }
 
 /// Copies the program, changes its headers on the way and adds its new first instructions.
