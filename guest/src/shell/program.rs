@@ -4,8 +4,8 @@
 //!  as linked                              arranged
 //!  constants  r--  400000                 code and constants  r-x  400000   one huge page, one fault
 //!  code       r-x  401000
-//!  constants  r--  5b7000                 initial data        r--  100000   read once
-//!  data       rw-  62a500 from the file   data                rw-  62a500   empty memory, comes in large pieces
+//!  constants  r--  5b7000                 data                rw-  62a500   empty memory, comes in large pieces
+//!  data       rw-  62a500 from the file   initial data        r--  64e500   read once
 //! ```
 //!
 //! Data from the file would be copied page by page, a fault or two each. So it is made memory like any other, and the
@@ -22,9 +22,6 @@ const WRITABLE: u32 = 2;
 const READABLE: u32 = 4;
 const PAGE_BYTES: u64 = 4096;
 const HUGE_PAGE_BYTES: u64 = 2 << 20;
-
-/// Where the initial data is mapped: below every program, above what the kernel keeps free.
-const INITIAL_DATA: u64 = 1 << 20;
 
 /// New first instructions, for a place in the file that holds zeros so far.
 #[derive(Debug, PartialEq, Eq)]
@@ -122,12 +119,13 @@ impl Plan {
             && constant.iter().all(|at| segments[*at].flags & WRITABLE == 0 && as_in_file(at))
             && data.flags == READABLE | WRITABLE
             && data.file_bytes <= data.memory_bytes
-            && INITIAL_DATA.checked_add(data.file_bytes)?.checked_add(PAGE_BYTES)? < base
-            && data.address.checked_add(data.memory_bytes)? <= u64::from(u32::MAX);
+            && data.address >= base.checked_add(bytes)?;
         if !fits {
             return None;
         }
-        let initial_data = INITIAL_DATA + data.offset % PAGE_BYTES;
+        // Behind the data, at the same place in its page as in the file; the same table of pages serves both then.
+        let data_end = data.address.checked_add(data.memory_bytes)?.checked_next_multiple_of(PAGE_BYTES)?;
+        let initial_data = data_end.checked_add(data.offset % PAGE_BYTES)?;
         let code = constant.iter().map(|&at| segments[at]).find(|segment| segment.flags & EXECUTABLE != 0)?;
         // The rest of the last page of the code: the file's next segment begins on a page of its own.
         let offset = code.offset.checked_add(code.file_bytes)?.next_multiple_of(16);
@@ -219,14 +217,14 @@ mod tests {
         let segments: Vec<Segment> = program[64..].chunks(HEADER_BYTES).filter_map(Segment::read).collect();
         let shape = |s: &Segment| (s.kind, s.flags, s.offset, s.address, s.file_bytes, s.memory_bytes);
         assert_eq!(shape(&segments[0]), (LOAD, 5, 0, 0x40_0000, 0x22_907d, 0x22_907d));
-        assert_eq!(shape(&segments[1]), (LOAD, 4, 0x22_9500, 0x10_0500, 0x1_1a10, 0x1_1a10));
+        assert_eq!(shape(&segments[1]), (LOAD, 4, 0x22_9500, 0x64_e500, 0x1_1a10, 0x1_1a10));
         assert_eq!(shape(&segments[3]), (LOAD, 6, 0x22_9500, 0x62_a500, 0, 0x2_3478));
         assert!(segments[2].kind == NULL && segments[4].kind == NULL);
         assert_eq!((entry.offset, long(&program, 24)), (0x1b_6850, Some(0x5b_6850)));
         let jump = entry.code.len() as i64;
         let target = i32::from_le_bytes(*entry.code.last_chunk().unwrap());
         assert_eq!(0x5b_6850 + jump + i64::from(target), MAIN as i64);
-        assert_eq!(entry.code[..5], [0xbe, 0x00, 0x05, 0x10, 0x00], "mov esi, 0x100500");
+        assert_eq!(entry.code[..5], [0xbe, 0x00, 0xe5, 0x64, 0x00], "mov esi, 0x64e500");
     }
 
     #[test]
