@@ -39,6 +39,8 @@ const KEPT: [(&str, usize); 4] = [("image", 3), ("base", 2), ("rootfs", 2), ("ke
 
 /// The agent runs where no library is, and without relocation it starts in fewer page faults.
 const AGENT_TARGET: &str = "x86_64-unknown-linux-gnu";
+/// Its profile in the workspace's Cargo.toml: small, stripped, without unwinding.
+const AGENT_PROFILE: &str = "agent";
 const AGENT_RUSTFLAGS: &str = "-C target-feature=+crt-static -C relocation-model=static";
 
 /// Arguments of `cargo xtask guest`.
@@ -135,12 +137,11 @@ fn build_agent() -> Result<PathBuf> {
     let step = Step::begin("Build the agent (static)", &target.join("xtask/agent.log"))?;
     let mut cargo = Command::new(workspace::cargo());
     cargo
-        .args(["build", "--package", "cove-agent", "--release", "--target", AGENT_TARGET])
+        .args(["build", "--package", "cove-agent", "--profile", AGENT_PROFILE, "--target", AGENT_TARGET])
         .current_dir(workspace::root());
     cargo.env("RUSTFLAGS", AGENT_RUSTFLAGS).env_remove("CARGO_ENCODED_RUSTFLAGS");
-    cargo.env("CARGO_PROFILE_RELEASE_STRIP", "symbols").env("CARGO_PROFILE_RELEASE_DEBUG", "0");
     step.run(&mut cargo)?;
-    let agent = target.join(AGENT_TARGET).join("release/cove-agent");
+    let agent = target.join(AGENT_TARGET).join(AGENT_PROFILE).join("cove-agent");
     step.done(&format!("{} KiB", fs::metadata(&agent)?.len() >> 10));
     Ok(agent)
 }
