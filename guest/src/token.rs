@@ -1,4 +1,6 @@
 //! What the server's epoll set watches, and how an event says what it is about.
+//!
+//! Ids are never used twice, so an event that was under way when its connection or command ended finds nobody.
 
 use cove_protocol::guest::Stream;
 use rustix::event::epoll;

@@ -109,7 +109,7 @@ impl Request {
 pub struct Configure {
     /// The machine's host name.
     pub hostname: String,
-    /// Environment of every process started from now on, over the agent's own defaults (PATH, HOME, LANG ...).
+    /// Environment of every process started from now on, over the agent's own defaults (PATH, HOME, USER ...).
     pub env: Vec<(String, String)>,
     /// The host's wall clock, microseconds since 1970; the guest's clock is set to it.
     pub clock_us: u64,
