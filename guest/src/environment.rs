@@ -4,13 +4,19 @@
 //! start, which on a host that emulates the guest's kernel is 0.07 s for `LC_CTYPE` and 0.2 s for `LANG`. A template or a
 //! request that wants `LC_CTYPE=C.UTF-8` says so; Python takes it by itself (PEP 538).
 
-use std::{collections::BTreeMap, ffi::CString};
+use std::{collections::BTreeMap, env, ffi::CString, sync::LazyLock};
 
 use crate::{accounts::Account, failure::Failure};
 
 /// Where programs are looked up unless the sandbox or the request says otherwise. The template's Python virtualenv is
 /// first, so that `python3` and `pip` are its own.
 pub const DEFAULT_PATH: &str = "/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// What the C library must know about the processor on some hosts; the vmm sets it, on the kernel's command line.
+const LIBRARY_SETTINGS: &str = "GLIBC_TUNABLES";
+
+/// Its value in our own environment.
+static LIBRARY_SETTINGS_VALUE: LazyLock<Option<String>> = LazyLock::new(|| env::var(LIBRARY_SETTINGS).ok());
 
 /// The merged environment of one process.
 #[derive(Debug)]
@@ -33,6 +39,7 @@ impl<'a> Environment<'a> {
             ("LOGNAME", &account.name),
             ("SHELL", &account.shell),
         ]);
+        merged.extend(LIBRARY_SETTINGS_VALUE.as_deref().map(|value| (LIBRARY_SETTINGS, value)));
         for (name, value) in sandbox.iter().chain(request) {
             check(name, value)?;
             merged.insert(name, value);

@@ -168,6 +168,15 @@ fn watch_syscall_msrs(vm: &VmFd) -> Result<(), BuildError> {
     vm.set_msr_filter(MsrFilterDefaultAction::ALLOW, &[range]).map_err(kvm("filter MSRs"))
 }
 
+/// The kernel hands this word to the agent's environment, and the agent to every process.
+///
+/// Programs run natively and see the host's CPUID, AVX-512 included, but the guest's kernel, whose interpreter lacks
+/// XSAVE, saves and restores only the 128-bit registers. Whatever is wider is lost when another process runs in between:
+/// copies of memory came out damaged. So the C library must not use it. Programs that use wide registers on their own
+/// are not reached by this.
+const NO_WIDE_VECTORS: &str = "GLIBC_TUNABLES=glibc.cpu.hwcaps=-AVX,-AVX2,-AVX_Fast_Unaligned_Load,-AVX512F,-AVX512VL,\
+                               -AVX512BW,-AVX512CD,-AVX512DQ,-FMA,-FMA4";
+
 /// The guest's command line. Words of the spec come last, so they win.
 fn command_line(config: &MachineConfig, virtio_devices: usize, assist: bool) -> String {
     // Only what is critical or worse reaches the console: each line costs, and a panic is what must be seen. On a reboot
@@ -184,6 +193,7 @@ fn command_line(config: &MachineConfig, virtio_devices: usize, assist: bool) -> 
         // without end, as one walk takes longer than the interval: 15 % of what the guest's kernel did.
         words.extend(["dhash_entries=16384", "ihash_entries=16384", "thash_entries=2048"].map(Into::into));
         words.push("nf_conntrack.hashsize=512".into());
+        words.push(NO_WIDE_VECTORS.into());
     }
     if let Some(root) = config.disks.first() {
         let mode = if root.read_only { "ro" } else { "rw" };
@@ -314,6 +324,8 @@ mod tests {
     #[test]
     fn only_a_host_that_needs_the_assist_has_its_words() {
         assert!(!command_line(&config(Vec::new()), 2, false).contains("clearcpuid"));
-        assert!(command_line(&config(Vec::new()), 2, true).contains(" clearcpuid=popcnt,"));
+        let assisted = command_line(&config(Vec::new()), 2, true);
+        assert!(assisted.contains(" clearcpuid=popcnt,") && assisted.contains(",-AVX512VL,-AVX512BW,"), "{assisted}");
+        assert!(!command_line(&config(Vec::new()), 2, false).contains("GLIBC_TUNABLES"));
     }
 }
