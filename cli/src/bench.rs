@@ -165,9 +165,8 @@ impl Counters {
 }
 
 async fn counters(client: &Client, id: &str) -> Result<Counters> {
-    let metrics = client.sandbox_value(id, "metrics", &[]).await?;
-    let vcpus =
-        metrics.pointer("/machine/vcpus").and_then(Value::as_array).context("The metrics tell nothing of vCPUs")?;
+    let stats = client.sandbox_value(id, "stats", &[]).await?;
+    let vcpus = stats.get("vcpus").and_then(Value::as_array).context("The machine's figures tell nothing of vCPUs")?;
     let micros =
         |vcpu: &Value, name: &str| Duration::from_micros(vcpu.get(name).and_then(Value::as_u64).unwrap_or_default());
     let busiest = vcpus.iter().max_by_key(|vcpu| micros(vcpu, "cpu_us")).context("The machine has no vCPU")?;
