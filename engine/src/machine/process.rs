@@ -249,8 +249,13 @@ mod tests {
         let script = "trap 'exit 0' TERM; while true; do sleep 100 & wait $!; done";
         let process = Process::spawn(&tools(folder.path(), script), &control, &folder.path().join("log")).unwrap();
         let identity = process.identity();
-        let found = vmm_processes(folder.path()).unwrap();
-        assert!(found.contains(&(identity, control.clone())), "{found:?}");
+        // A spawn returns a moment before the kernel has written the new program's command line down.
+        let listed = async {
+            while !vmm_processes(folder.path()).unwrap().contains(&(identity, control.clone())) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(10), listed).await.unwrap();
         assert!(Process::attach(identity, Path::new("/other/c")).unwrap().is_none());
         let elder = MachineRow { start_ticks: identity.start_ticks - 1, ..identity };
         assert!(Process::attach(elder, &control).unwrap().is_none());
