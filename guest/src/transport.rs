@@ -86,9 +86,15 @@ impl Transport {
         let frame = encode(reply)?;
         if self.out.is_empty() {
             self.out = frame;
-        } else {
-            self.out.extend_from_slice(&frame);
+            return Ok(());
         }
+        // A peer that is never quite caught up would otherwise make us keep all it ever got. What is moved is less than
+        // what was sent, so each byte is moved once at most on average.
+        if self.sent > self.backlog() {
+            self.out.drain(..self.sent);
+            self.sent = 0;
+        }
+        self.out.extend_from_slice(&frame);
         Ok(())
     }
 
