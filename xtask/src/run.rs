@@ -54,6 +54,10 @@ impl Server {
     fn start(cove: &Path) -> Result<Server> {
         let mut command = Command::new(cove);
         command.args(["serve", "--port", "0"]).stdin(Stdio::null()).stdout(Stdio::piped());
+        // The program's output should not drown between the server's lines.
+        if env::var_os("COVE_LOG").is_none() {
+            command.env("COVE_LOG", "warn");
+        }
         let mut child = command.spawn().with_context(|| format!("cannot start {}", cove.display()))?;
         let mut lines = BufReader::new(child.stdout.take().context("cove serve has no output")?).lines();
         let mut server = Server { child, base_url: String::new() };
