@@ -9,6 +9,11 @@ use tokio_util::sync::CancellationToken;
 /// Origins of our own windows; a page from anywhere else is refused.
 const WINDOW_ORIGINS: [&str; 2] = ["tauri://localhost", "cove://app.shell"];
 
+/// The API root of a server on `port`, as clients are told it.
+pub fn base_url(port: u16) -> String {
+    format!("http://127.0.0.1:{port}/api/v1")
+}
+
 /// Settings of [`crate::router`].
 #[derive(Clone)]
 pub struct ApiConfig {

@@ -34,7 +34,7 @@ use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state, map_request};
 use cove_engine::Engine;
 
-pub use config::ApiConfig;
+pub use config::{ApiConfig, base_url};
 pub use openapi::openapi_json;
 pub use serve::serve;
 

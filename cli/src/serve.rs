@@ -92,10 +92,11 @@ pub async fn run(args: Args, connection: &ConnectionArgs) -> Result<u8> {
 /// Says where the server is. Programs read these lines; the last one means that it answers.
 fn announce(port: u16, token_file: &Path, token: &str) {
     let lines = format!(
-        "MIOSA_BASE_URL=http://127.0.0.1:{port}/api/v1\n\
+        "MIOSA_BASE_URL={}\n\
          Token: {} (export MIOSA_API_KEY=\"$(cat '{}')\")\n\
          Page: http://127.0.0.1:{port}/#token={token}\n\
          Ready\n",
+        cove_api::base_url(port),
         token_file.display(),
         token_file.display()
     );

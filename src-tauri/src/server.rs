@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use anyhow::{Context, Result};
-use cove_api::{ApiConfig, token};
+use cove_api::{ApiConfig, base_url, token};
 use cove_engine::{Engine, EngineConfig, Error};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -58,8 +58,4 @@ impl Server {
         own.engine.shutdown().await;
         served.context("The server failed while stopping")
     }
-}
-
-fn base_url(port: u16) -> String {
-    format!("http://127.0.0.1:{port}/api/v1")
 }

@@ -27,7 +27,7 @@ pub struct LocalServer {
 impl LocalServer {
     /// Its API root, once it listens.
     pub fn base_url(&self) -> Option<String> {
-        self.port.map(|port| format!("http://127.0.0.1:{port}/api/v1"))
+        self.port.map(cove_api::base_url)
     }
 }
 

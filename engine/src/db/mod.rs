@@ -20,6 +20,8 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 use sqlx::{Row, SqlitePool};
 use time::OffsetDateTime;
 
+use crate::sandbox::Shape;
+
 pub(crate) use operations::{OperationKind, Outcome};
 pub(crate) use sandboxes::MachineRow;
 pub(crate) use templates::TemplateVersion;
@@ -115,6 +117,15 @@ where
 fn number<T: TryFrom<i64>>(row: &SqliteRow, column: &'static str) -> Result<T, DbError> {
     let value: i64 = get(row, column)?;
     T::try_from(value).map_err(|_| unreadable(column, &value.to_string()))
+}
+
+/// The three columns of a shape, which sandboxes and templates have alike.
+fn shape(row: &SqliteRow) -> Result<Shape, DbError> {
+    Ok(Shape {
+        cpu_count: number(row, "cpu_count")?,
+        memory_mb: number(row, "memory_mb")?,
+        disk_size_mb: number(row, "disk_size_mb")?,
+    })
 }
 
 fn optional_number<T: TryFrom<i64>>(row: &SqliteRow, column: &'static str) -> Result<Option<T>, DbError> {

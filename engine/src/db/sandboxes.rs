@@ -6,9 +6,9 @@ use time::OffsetDateTime;
 
 use super::{
     Db, DbError, RETENTION, get, instant, json, json_text, microseconds, number, optional_instant, optional_number,
-    query, unreadable,
+    query, shape, unreadable,
 };
-use crate::sandbox::{BootPath, External, Sandbox, SandboxFilter, SandboxId, SandboxState, Shape, Size};
+use crate::sandbox::{BootPath, External, Sandbox, SandboxFilter, SandboxId, SandboxState, Size};
 
 /// The process of a sandbox's machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -201,11 +201,7 @@ fn from_row(row: &SqliteRow) -> Result<Sandbox, DbError> {
         last_error: get(row, "last_error")?,
         template_id: get(row, "template_id")?,
         size: size.map(|size| size.parse::<Size>().map_err(|_| unreadable("size", &size))).transpose()?,
-        shape: Shape {
-            cpu_count: number(row, "cpu_count")?,
-            memory_mb: number(row, "memory_mb")?,
-            disk_size_mb: number(row, "disk_size_mb")?,
-        },
+        shape: shape(row)?,
         cpu_granted: optional_number(row, "cpu_granted")?,
         timeout_sec: number(row, "timeout_sec")?,
         idle_timeout_sec: number(row, "idle_timeout_sec")?,

@@ -4,8 +4,7 @@ use std::path::PathBuf;
 
 use sqlx::sqlite::SqliteRow;
 
-use super::{Db, DbError, get, instant, json, json_text, microseconds, number, query, unreadable};
-use crate::sandbox::Shape;
+use super::{Db, DbError, get, instant, json, json_text, microseconds, number, query, shape, unreadable};
 use crate::template::Template;
 
 /// A template's version with what only the store needs to know.
@@ -117,11 +116,7 @@ fn from_row(row: &SqliteRow) -> Result<TemplateVersion, DbError> {
         aliases: json(row, "aliases")?,
         built_in: get(row, "built_in")?,
         default: get(row, "is_default")?,
-        shape: Shape {
-            cpu_count: number(row, "cpu_count")?,
-            memory_mb: number(row, "memory_mb")?,
-            disk_size_mb: number(row, "disk_size_mb")?,
-        },
+        shape: shape(row)?,
         workdir: get(row, "workdir")?,
         tags: json(row, "tags")?,
         root: PathBuf::from(get::<String>(row, "root")?),

@@ -13,8 +13,8 @@ export function client(connection: Connection) {
   return {
     sandboxes: {
       list: async (): Promise<Sandbox[]> => (await send("GET", "/sandboxes")) as Sandbox[],
+      /** Resolves as soon as the sandbox is recorded: it is still being made then. */
       create: async (): Promise<Sandbox> => (await send("POST", "/sandboxes?wait=false", {})) as Sandbox,
-      /** Resolves once the sandbox is no longer being made, or after the server's longest wait. */
       destroy: async (id: string): Promise<void> => {
         await send("DELETE", `/sandboxes/${id}`);
       },
