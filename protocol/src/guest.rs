@@ -33,9 +33,15 @@ pub const DEFAULT_CWD: &str = "/workspace";
 pub enum Request {
     /// Who are you. Answered by [`Reply::Hello`].
     Hello,
-    /// What every later process gets in its environment, and the machine's name and clock. Sent once after boot, before
-    /// the sandbox is called ready; later calls replace it for processes started afterwards.
+    /// Who the machine is from now on: clock, entropy, identity, and what every later process gets in its environment. Sent
+    /// after each boot and each restore, before the sandbox is called ready; replaces what an earlier one said.
     Configure(Configure),
+    /// Do now what would otherwise be done when it is first asked for: bring all memory in, warm the page cache with the
+    /// usual tools, start the shells that wait. Asked before a template's snapshot is taken. Answered by [`Reply::Done`].
+    Prepare,
+    /// Write all dirty pages to the disks. Asked before a snapshot, so that its disks alone can be booted without loss.
+    /// Answered by [`Reply::Done`].
+    Sync,
     /// Run a command.
     Exec(Box<Exec>),
     /// Read a regular file from its start.
@@ -91,6 +97,8 @@ impl Request {
         match self {
             Request::Hello => "hello",
             Request::Configure(_) => "configure",
+            Request::Prepare => "prepare",
+            Request::Sync => "sync",
             Request::Exec(_) => "exec",
             Request::ReadFile { .. } => "read_file",
             Request::WriteFile { .. } => "write_file",
@@ -111,8 +119,15 @@ pub struct Configure {
     pub hostname: String,
     /// Environment of every process started from now on, over the agent's own defaults (PATH, HOME, USER ...).
     pub env: Vec<(String, String)>,
-    /// The host's wall clock, microseconds since 1970; the guest's clock is set to it.
+    /// The host's wall clock, microseconds since 1970; the guest's clock is set to it, before anything else.
     pub clock_us: u64,
+    /// Fresh random bytes for the kernel's pool, at least 32 after a restore: two machines of one snapshot must not
+    /// produce equal numbers.
+    pub entropy: ByteBuf,
+    /// The machine's id, 32 lower-case hexadecimal digits (machine-id(5)); empty leaves it as it is.
+    pub machine_id: String,
+    /// Counts the restores that led to this machine; kept in `/run/cove/generation` for programs that care.
+    pub generation: u64,
 }
 
 /// A command to run.

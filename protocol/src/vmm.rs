@@ -6,10 +6,17 @@
 //!
 //! ```text
 //!            Start            Pause
-//!  (spawned) ─────► Running ◄────────► Paused
-//!                     │      Resume      │
-//!                     └──────► Ended ◄───┘   Stop, guest power-off, a fault: the process exits
+//!  (spawned) ─────► Running ◄────────► Paused ◄──── Restore (without `resume`)
+//!                     │ ▲    Resume      │
+//!             Restore ┘ │                │
+//!                       └────► Ended ◄───┘   Stop, guest power-off, a fault: the process exits
 //! ```
+//!
+//! **Snapshots.** [`Request::Snapshot`] captures a machine into a folder: `state` (vCPUs, devices), `memory` (a sparse file
+//! as large as the guest's memory), and `manifest.json`, written last, which makes it whole. [`Request::Restore`] maps
+//! `memory` privately: the folder is never written again and serves any number of machines; it must not change while one
+//! of them runs, but may be unlinked. The disks are not in the folder: whoever keeps a snapshot keeps the layers that the
+//! machine had then, frozen, and gives each restored machine a new writable layer on top of them.
 
 use std::path::PathBuf;
 
@@ -96,11 +103,56 @@ pub struct ConsoleSpec {
     pub bytes_max: u64,
 }
 
+/// See [`Request::Restore`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoreSpec {
+    /// The machine. Its vCPUs, memory and the number and sizes of its disks must be those of the snapshot; id, sockets and
+    /// console are its own. The kernel and its words are not used.
+    pub machine: MachineSpec,
+    /// The snapshot's folder.
+    pub snapshot: PathBuf,
+    /// Let the vCPUs run at once; otherwise the machine is paused.
+    pub resume: bool,
+}
+
+/// See [`Request::Snapshot`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotSpec {
+    /// An existing, empty folder. After a failure it may hold files, without `manifest.json`; the machine goes on as it was.
+    pub folder: PathBuf,
+    /// The chains on which the machine goes on: for each disk its present layers and one new, empty qcow2 on top, or its
+    /// present layers alone. Empty: no disk changes. With a new top, the layers below are frozen as of the capture.
+    pub disks: Vec<DiskSpec>,
+    /// Go on afterwards; otherwise the machine stays paused.
+    pub resume: bool,
+    /// Wait until the folder's content survives a loss of power. Done after the machine goes on.
+    pub durable: bool,
+}
+
+/// What a [`Request::Snapshot`] took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotFigures {
+    /// Microseconds that the vCPUs stood still for the capture.
+    pub paused_us: u64,
+    /// Microseconds from the request to its reply.
+    pub total_us: u64,
+    /// Bytes of guest memory that were written: what changed since the snapshot this machine came from.
+    pub written_bytes: u64,
+    /// Bytes of the memory file that are not holes.
+    pub data_bytes: u64,
+}
+
 /// All that may be asked of a machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
     /// Build and boot the machine. Legal once, as the first request.
     Start(Box<MachineSpec>),
+    /// Build the machine from a snapshot instead of booting it. Legal once, as the first request. Answered by
+    /// [`Reply::Started`]. The guest's vsock streams of before are reset.
+    Restore(Box<RestoreSpec>),
+    /// Capture the machine. Legal while running and while paused. A running machine stands still for as long as its
+    /// changed memory takes to write; its vsock streams survive. Answered by [`Reply::Snapshot`].
+    Snapshot(Box<SnapshotSpec>),
     /// Stop the vCPUs and bring every device to rest. Legal while running; a no-op while paused.
     Pause,
     /// Let the vCPUs go on. Legal while paused; a no-op while running.
@@ -133,6 +185,8 @@ pub enum Reply {
     },
     /// `Pause`, `Resume`, `Stop` or `Subscribe` is done.
     Done,
+    /// Answer to [`Request::Snapshot`].
+    Snapshot(SnapshotFigures),
     /// Answer to [`Request::Stats`].
     Stats(Box<Stats>),
     /// Answer to [`Request::ConsoleTail`].
@@ -155,6 +209,11 @@ pub enum ErrorKind {
     Host,
     /// The machine failed.
     Machine,
+    /// The snapshot is damaged, or was made on a host that this one is not. Its disks are not touched by that: the
+    /// machine can be booted from them.
+    Snapshot,
+    /// The host's file system has no room; the machine goes on as it was.
+    NoSpace,
 }
 
 /// What a subscriber is told.
@@ -188,7 +247,8 @@ pub struct Stats {
     pub paused: bool,
     /// Per vCPU, in order.
     pub vcpus: Vec<VcpuStats>,
-    /// Bytes of guest memory that the host really holds, or `None` where it cannot be told.
+    /// Bytes of memory that the host holds for this guest alone, or `None` where it cannot be told. What a restored
+    /// machine has only read is shared with all that came from the same snapshot, and not in it.
     pub memory_resident_bytes: Option<u64>,
     /// Per device: its name (`block0`, `vsock`, `rng`, `serial`) and figures.
     pub devices: Vec<(String, DeviceStats)>,
@@ -238,4 +298,7 @@ pub struct HostProbe {
     pub cpu_model: String,
     /// The KVM module's kind: `kvm_intel`, `kvm_amd`, `kvm_pvm` or `unknown`.
     pub module: String,
+    /// Names all of the host that a snapshot depends on (CPU, kernel, KVM, snapshot format), as hexadecimal digits: a
+    /// snapshot is restored only where this is what it was. Empty with a problem.
+    pub fingerprint: String,
 }
