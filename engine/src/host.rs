@@ -42,6 +42,7 @@ impl Host {
             vcpus_max: 1,
             cpu_model: String::new(),
             module: "unknown".into(),
+            fingerprint: String::new(),
         });
         let ready = match (&probe.problem, &config.vmm, &config.guest) {
             (None, Ok(vmm), Ok(guest)) => Ok(Tools { vmm: vmm.clone(), guest: guest.clone(), kvm: config.kvm.clone() }),
@@ -106,6 +107,7 @@ mod tests {
             vcpus_max: 16,
             cpu_model: String::new(),
             module: "kvm_pvm".into(),
+            fingerprint: "f0".into(),
         }
     }
 

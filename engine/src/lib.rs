@@ -36,6 +36,8 @@ mod host;
 
 mod framed;
 
+mod random;
+
 mod shared;
 
 pub mod error;

@@ -119,6 +119,7 @@ fn unexpected(request: &'static str, reply: &Reply) -> MachineError {
     let reply = match reply {
         Reply::Started { .. } => "started",
         Reply::Done => "done",
+        Reply::Snapshot(_) => "snapshot",
         Reply::Stats(_) => "stats",
         Reply::Console(_) => "console",
         Reply::Error { .. } => "error",

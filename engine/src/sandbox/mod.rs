@@ -23,6 +23,8 @@ use time::OffsetDateTime;
 
 pub use state::{Action, SandboxState};
 
+use crate::random;
+
 /// A sandbox's id: `sbx_` and lower-case letters and digits; needs no escaping in a URL.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -40,17 +42,7 @@ impl SandboxId {
 
     /// A fresh id: 80 random bits.
     pub(crate) fn generate() -> Self {
-        const LETTERS: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
-        let mut random = [0; 16];
-        let mut filled = 0;
-        while filled < random.len() {
-            // Without flags this only fails when a signal comes first, or before Linux 3.17.
-            filled +=
-                rustix::rand::getrandom(&mut random[filled..], rustix::rand::GetRandomFlags::empty()).unwrap_or(0);
-        }
-        Self(random.iter().fold("sbx_".to_owned(), |id, byte| {
-            id + char::from(LETTERS[usize::from(byte % 32)]).encode_utf8(&mut [0; 4])
-        }))
+        Self(format!("sbx_{}", random::letters::<16>()))
     }
 
     /// The id as text.

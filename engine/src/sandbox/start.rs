@@ -29,6 +29,7 @@ use crate::error::Error;
 use crate::host::Tools;
 use crate::machine::log::last_words;
 use crate::machine::{Machine, MachineError, MachineFiles};
+use crate::random;
 use crate::shared::Shared;
 
 /// How long a machine may take from `Start` to the agent's report. Hosts that emulate the guest's kernel take ten
@@ -46,6 +47,9 @@ const GUEST_CID: u32 = 3;
 
 /// Newest bytes of a console that are kept.
 const CONSOLE_BYTES_MAX: u64 = 1 << 20;
+
+/// Random bytes that a guest's kernel gets: as many as its pool holds.
+const ENTROPY_BYTES: usize = 64;
 
 /// Why a start failed; the chain of causes becomes the record's `last_error`.
 #[derive(Debug, thiserror::Error)]
@@ -199,5 +203,12 @@ pub(crate) fn hostname(id: &SandboxId) -> String {
 /// What the agent is told before the sandbox is called ready.
 pub(crate) fn configuration(sandbox: &Sandbox) -> Configure {
     let clock_us = u64::try_from(OffsetDateTime::now_utc().unix_timestamp_nanos() / 1000).unwrap_or(0);
-    Configure { hostname: hostname(&sandbox.id), env: spec::env_pairs(&sandbox.env), clock_us }
+    Configure {
+        hostname: hostname(&sandbox.id),
+        env: spec::env_pairs(&sandbox.env),
+        clock_us,
+        entropy: random::bytes::<ENTROPY_BYTES>().to_vec().into(),
+        machine_id: random::machine_id(),
+        generation: 0,
+    }
 }

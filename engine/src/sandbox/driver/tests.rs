@@ -15,8 +15,7 @@ use crate::{Engine, EngineConfig, EngineLimits};
 const SOON: Duration = Duration::from_secs(60);
 
 /// What a healthy host says.
-const PROBE: &str =
-    r#"{"kvm":"/dev/kvm","problem":null,"assist":false,"vcpus_max":16,"cpu_model":"","module":"kvm_intel"}"#;
+const PROBE: &str = r#"{"kvm":"/dev/kvm","problem":null,"assist":false,"vcpus_max":16,"cpu_model":"","module":"kvm_intel","fingerprint":"f0"}"#;
 
 struct Host {
     _folder: tempfile::TempDir,
