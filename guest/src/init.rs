@@ -75,7 +75,8 @@ const DEVICE_LINKS: [(&str, &str); 4] = [
 ];
 
 /// Directories that must be there, with their permission bits.
-const DIRECTORIES: [(&str, u32); 3] = [("/run/lock", 0o1777), ("/tmp", 0o1777), ("/workspace", 0o755)];
+const DIRECTORIES: [(&str, u32); 4] =
+    [("/run/cove", 0o755), ("/run/lock", 0o1777), ("/tmp", 0o1777), ("/workspace", 0o755)];
 
 /// Prepares the machine.
 pub fn prepare() {

@@ -3,16 +3,35 @@
 //! The other [`Host`] is [`Process`], for an agent that runs as one process among others (tests): it changes nothing
 //! outside itself.
 
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    os::unix::fs::{FileExt, OpenOptionsExt},
+};
+
 use cove_protocol::guest::{Configure, Reply};
 use rustix::{
     system::{sethostname, uname},
     time::{ClockId, Timespec, clock_gettime, clock_settime},
 };
 
-use crate::{failure::Failure, server::Host};
+use crate::{
+    entropy::{self, ENTROPY_BYTES_MAX},
+    failure::Failure,
+    server::Host,
+};
 
 /// Longest host name the kernel takes, in bytes.
 const HOSTNAME_BYTES_MAX: usize = 64;
+
+/// Digits of a machine id (machine-id(5)).
+const MACHINE_ID_DIGITS: usize = 32;
+
+/// Where programs look for the machine's id.
+const MACHINE_ID: &str = "/etc/machine-id";
+
+/// How many restores led here. Replaced as a whole, so that a program can watch its directory and read it at any time.
+const GENERATION: &str = "/run/cove/generation";
 
 /// A real machine.
 #[derive(Debug)]
@@ -30,15 +49,17 @@ pub struct Process {
 
 impl Host for Machine {
     fn configure(&mut self, configure: &Configure) -> Result<(), Failure> {
-        check_hostname(&configure.hostname)?;
+        check(configure)?;
+        set_clock(configure.clock_us)?;
+        if !configure.entropy.is_empty() {
+            entropy::add(&configure.entropy).map_err(failed("entropy: cannot add it"))?;
+        }
+        if !configure.machine_id.is_empty() {
+            write_machine_id(&configure.machine_id).map_err(failed("machine_id: cannot write /etc/machine-id"))?;
+        }
         sethostname(configure.hostname.as_bytes())
             .map_err(|error| Failure::io(format!("hostname: cannot set {:?}", configure.hostname), &error.into()))?;
-        let clock = Timespec {
-            tv_sec: (configure.clock_us / 1_000_000) as i64,
-            tv_nsec: (configure.clock_us % 1_000_000 * 1000) as i64,
-        };
-        clock_settime(ClockId::Realtime, clock)
-            .map_err(|error| Failure::io(format!("clock_us: cannot set {}", configure.clock_us), &error.into()))
+        write_generation(configure.generation).map_err(failed("generation: cannot write /run/cove/generation"))
     }
 
     fn hello(&self) -> Reply {
@@ -48,7 +69,7 @@ impl Host for Machine {
 
 impl Host for Process {
     fn configure(&mut self, configure: &Configure) -> Result<(), Failure> {
-        check_hostname(&configure.hostname)
+        check(configure)
     }
 
     fn hello(&self) -> Reply {
@@ -67,9 +88,93 @@ fn hello(boot_us: u64) -> Reply {
     Reply::Hello { version: cove_protocol::VERSION, boot_us, kernel }
 }
 
-fn check_hostname(name: &str) -> Result<(), Failure> {
+/// Refuses a request with a wrong field before any of it is done.
+fn check(configure: &Configure) -> Result<(), Failure> {
+    let name = &configure.hostname;
     let fine = !name.is_empty()
         && name.len() <= HOSTNAME_BYTES_MAX
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
-    if fine { Ok(()) } else { Err(Failure::request(format!("hostname: {name:?} is not a host name"))) }
+    if !fine {
+        return Err(Failure::request(format!("hostname: {name:?} is not a host name")));
+    }
+    let bytes = configure.entropy.len();
+    if bytes > ENTROPY_BYTES_MAX {
+        return Err(Failure::request(format!("entropy: {bytes} bytes are more than {ENTROPY_BYTES_MAX}")));
+    }
+    let id = &configure.machine_id;
+    let digits = id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    if !(id.is_empty() || id.len() == MACHINE_ID_DIGITS && digits) {
+        return Err(Failure::request(format!("machine_id: {id:?} is not {MACHINE_ID_DIGITS} hexadecimal digits")));
+    }
+    Ok(())
+}
+
+fn failed(what: &'static str) -> impl Fn(io::Error) -> Failure {
+    move |error| Failure::io(what.into(), &error)
+}
+
+fn set_clock(clock_us: u64) -> Result<(), Failure> {
+    let clock = Timespec { tv_sec: (clock_us / 1_000_000) as i64, tv_nsec: (clock_us % 1_000_000 * 1000) as i64 };
+    clock_settime(ClockId::Realtime, clock)
+        .map_err(|error| Failure::io(format!("clock_us: cannot set {clock_us}"), &error.into()))
+}
+
+/// Writes over the old id in its place, which is a page in memory and no work for the disk; every id has the same length.
+fn write_machine_id(id: &str) -> io::Result<()> {
+    let line = format!("{id}\n");
+    let there = OpenOptions::new().write(true).custom_flags(libc::O_NOFOLLOW).open(MACHINE_ID);
+    if let Ok(file) = there
+        && file.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.len() == line.len() as u64)
+    {
+        return file.write_all_at(line.as_bytes(), 0);
+    }
+    replace(MACHINE_ID, &line, 0o444)
+}
+
+fn write_generation(generation: u64) -> io::Result<()> {
+    replace(GENERATION, &format!("{generation}\n"), 0o644)
+}
+
+/// Puts a new file at `path` in one step. The directory of `/run` paths is made at boot.
+fn replace(path: &str, text: &str, mode: u32) -> io::Result<()> {
+    let new = format!("{path}.new");
+    let write = |file: io::Result<File>| file?.write_all_at(text.as_bytes(), 0);
+    write(OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&new))?;
+    fs::rename(&new, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn configure() -> Configure {
+        Configure { hostname: "a".into(), machine_id: "0123456789abcdef0123456789abcdef".into(), ..Default::default() }
+    }
+
+    #[test]
+    fn a_wrong_field_is_named() {
+        assert_eq!(check(&configure()), Ok(()));
+        assert_eq!(check(&Configure { machine_id: String::new(), ..configure() }), Ok(()));
+        let wrong = [
+            ("hostname", Configure { hostname: "a b".into(), ..configure() }),
+            ("entropy", Configure { entropy: vec![0; ENTROPY_BYTES_MAX + 1].into(), ..configure() }),
+            ("machine_id", Configure { machine_id: "0123".into(), ..configure() }),
+            ("machine_id", Configure { machine_id: "0123456789ABCDEF0123456789abcdef".into(), ..configure() }),
+        ];
+        for (field, configure) in wrong {
+            let failure = check(&configure).unwrap_err();
+            assert!(failure.message.starts_with(field), "{failure}");
+        }
+    }
+
+    #[test]
+    fn a_file_is_replaced_as_a_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("generation").to_str().unwrap().to_owned();
+        for text in ["10\n", "9\n"] {
+            replace(&path, text, 0o644).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), text);
+        }
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
 }

@@ -44,6 +44,11 @@ mod failure;
 
 mod machine;
 
+#[allow(unsafe_code)]
+mod entropy;
+
+mod settle;
+
 mod power;
 
 #[allow(unsafe_code)]
@@ -59,6 +64,7 @@ use cove_protocol::{
 use crate::{
     machine::{Machine, Process, uptime_us},
     server::{Host, Server},
+    settle::BootEnd,
     shell::FastShell,
     transport::Transport,
 };
@@ -89,12 +95,13 @@ fn serve_machine() -> io::Result<()> {
     let mut machine = Machine { boot_us: uptime_us() };
     let hello = machine.hello();
     let shell = Arc::new(FastShell::default());
-    let mut server = Server::new(listener, &mut machine, Arc::clone(&shell))?;
+    let boot_end = Arc::new(BootEnd::default());
+    let mut server = Server::new(listener, &mut machine, Arc::clone(&shell), Arc::clone(&boot_end))?;
     shell.expect();
     if let Err(error) = announce(&hello) {
         eprintln!("cove-agent: the host does not listen for the ready call: {error}");
     }
-    finish_boot(shell);
+    finish_boot(shell, boot_end);
     let mut transport = server.run()?;
     drop(server);
     power::off(&mut transport);
@@ -102,17 +109,19 @@ fn serve_machine() -> io::Result<()> {
 }
 
 /// Does what may come after the agent is ready, the most wanted first.
-fn finish_boot(shell: Arc<FastShell>) {
-    let preparing = Arc::clone(&shell);
+fn finish_boot(shell: Arc<FastShell>, end: Arc<BootEnd>) {
+    let (preparing, ending) = (Arc::clone(&shell), Arc::clone(&end));
     let prepare = move || {
         if let Err(error) = preparing.prepare() {
             eprintln!("cove-agent: lines run in /bin/bash, the fast shell cannot be made: {error}");
         }
         init::finish();
+        ending.reach();
     };
     if let Err(error) = thread::Builder::new().stack_size(BOOT_STACK_BYTES).spawn(prepare) {
         eprintln!("cove-agent: cannot start a thread: {error}");
         shell.give_up();
+        end.reach();
     }
 }
 
@@ -130,7 +139,9 @@ fn serve_unix(path: &str) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     let mut process = Process { boot_us: uptime_us() };
     println!("ready");
-    let served = Server::new(OwnedFd::from(listener), &mut process, Arc::default())?.run();
+    let boot_end = Arc::new(BootEnd::default());
+    boot_end.reach();
+    let served = Server::new(OwnedFd::from(listener), &mut process, Arc::default(), boot_end)?.run();
     let removed = fs::remove_file(path);
     served?.send_all(&Reply::Done).map_err(io::Error::other)?;
     removed

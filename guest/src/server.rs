@@ -33,6 +33,7 @@ use crate::{
     mounts::Mounts,
     process::signal_group,
     reaper::Reaper,
+    settle::BootEnd,
     shell::FastShell,
     token::{GONE_EVENTS, MOUNT_EVENTS, OUTPUT_EVENTS, ROOM_EVENTS, SOCKET_EVENTS, Token},
     transport::{Received, Transport},
@@ -54,7 +55,7 @@ const UNCLAIMED_MAX: usize = 1024;
 /// What the agent does to the machine it runs in. `main` gives the real one, and none where the agent is only a
 /// process among others.
 pub trait Host {
-    /// Sets the machine's name and clock.
+    /// Sets the machine's clock, then its entropy, name and ids.
     ///
     /// # Errors
     /// Names the field that is wrong.
@@ -120,13 +121,18 @@ impl<'a> Server<'a> {
     ///
     /// # Errors
     /// When the kernel lacks a descriptor.
-    pub fn new(listener: OwnedFd, host: &'a mut dyn Host, shell: Arc<FastShell>) -> io::Result<Self> {
+    pub fn new(
+        listener: OwnedFd,
+        host: &'a mut dyn Host,
+        shell: Arc<FastShell>,
+        boot_end: Arc<BootEnd>,
+    ) -> io::Result<Self> {
         let server = Self {
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             listener,
             host,
             reaper: Reaper::new()?,
-            workers: Workers::new(Arc::clone(&shell))?,
+            workers: Workers::new(Arc::clone(&shell), boot_end)?,
             launcher: Launcher::new(shell)?,
             environment: Vec::new(),
             connections: Vec::new(),
@@ -490,6 +496,8 @@ impl<'a> Server<'a> {
                 Ok(pid) => started_reply(pid),
                 Err(failure) => failure.into(),
             },
+            Request::Sync => return Ok(Turn::Lends(Task::Sync { may_hang: self.mounts.may_hang() })),
+            Request::Prepare => return Ok(Turn::Lends(Task::Prepare)),
             request => return Ok(Turn::Lends(Task::File(request))),
         };
         self.connections[at].transport.queue(&reply).map_err(io::Error::other)?;

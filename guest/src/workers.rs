@@ -14,13 +14,14 @@ use std::{
     time::Instant,
 };
 
-use cove_protocol::guest::{Exec, Request};
+use cove_protocol::guest::{Exec, Reply, Request};
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::{
     failure::Failure,
     files,
     launch::{Launched, Launcher, Pipes},
+    settle::{self, BootEnd},
     shell::FastShell,
     transport::Transport,
 };
@@ -49,6 +50,13 @@ pub enum Task {
     File(Request),
     /// The start of a command, with the sandbox's environment. The loop goes on with it.
     Start(Box<Exec>, Vec<(String, String)>),
+    /// Dirty pages to the disks; a mount could hang what is asked of all of them.
+    Sync {
+        /// There is such a mount.
+        may_hang: bool,
+    },
+    /// What would otherwise be done later.
+    Prepare,
 }
 
 /// A connection that came back.
@@ -85,6 +93,7 @@ struct Shared {
     work: Condvar,
     done: OwnedFd,
     shell: Arc<FastShell>,
+    boot_end: Arc<BootEnd>,
 }
 
 #[derive(Debug, Default)]
@@ -106,9 +115,10 @@ impl Workers {
     ///
     /// # Errors
     /// When the kernel has no descriptor left.
-    pub fn new(shell: Arc<FastShell>) -> io::Result<Self> {
+    pub fn new(shell: Arc<FastShell>, boot_end: Arc<BootEnd>) -> io::Result<Self> {
         let done = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self { shared: Arc::new(Shared { state: Mutex::default(), work: Condvar::new(), done, shell }) })
+        let state = Mutex::default();
+        Ok(Self { shared: Arc::new(Shared { state, work: Condvar::new(), done, shell, boot_end }) })
     }
 
     /// Has a worker do this. If no thread can be started the connection is dropped, which tells its peer.
@@ -162,7 +172,7 @@ fn work(shared: &Shared) {
     loop {
         while let Some(job) = state.jobs.pop_front() {
             drop(state);
-            let returned = do_job(job, &shared.shell, &mut buffer);
+            let returned = do_job(job, shared, &mut buffer);
             state = shared.lock();
             state.returned.push(returned);
             shared.announce();
@@ -178,15 +188,24 @@ fn work(shared: &Shared) {
     }
 }
 
-fn do_job(Job { id, mut transport, task }: Job, shell: &Arc<FastShell>, buffer: &mut Vec<u8>) -> Returned {
+fn do_job(Job { id, mut transport, task }: Job, shared: &Shared, buffer: &mut Vec<u8>) -> Returned {
+    let answer = |mut transport: Transport, result: Result<(), Failure>| {
+        let alive = transport.send_all(&result.map_or_else(Reply::from, |()| Reply::Done)).is_ok();
+        Returned { id, transport: alive.then_some(transport), start: None }
+    };
     match task {
         Task::File(request) => {
             let alive = files::serve(&mut transport, &request, buffer).is_ok();
             Returned { id, transport: alive.then_some(transport), start: None }
         }
+        Task::Sync { may_hang } => answer(transport, settle::sync(may_hang)),
+        Task::Prepare => {
+            shared.boot_end.wait();
+            answer(transport, Ok(()))
+        }
         Task::Start(exec, environment) => {
             let at = Instant::now();
-            let result = launch(&exec, &environment, shell);
+            let result = launch(&exec, &environment, &shared.shell);
             Returned { id, transport: Some(transport), start: Some(Start { exec, at, result }) }
         }
     }

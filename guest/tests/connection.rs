@@ -92,7 +92,8 @@ fn a_bad_configuration_names_its_field_and_changes_nothing() {
     let agent = Agent::start();
     let mut client = agent.connect();
     for (hostname, name, field) in [("", "A", "hostname"), ("a b", "A", "hostname"), ("box", "A=", "env")] {
-        let configure = Configure { hostname: hostname.into(), env: vec![(name.into(), "1".into())], clock_us: 0 };
+        let configure =
+            Configure { hostname: hostname.into(), env: vec![(name.into(), "1".into())], ..Default::default() };
         match client.ask(&Request::Configure(configure)) {
             Reply::Error { kind: ErrorKind::InvalidRequest, message } => assert!(message.contains(field), "{message}"),
             other => panic!("{other:?}"),
@@ -115,4 +116,12 @@ fn a_half_closed_peer_is_gone() {
 fn power_off_is_answered() {
     let agent = Agent::start();
     assert_eq!(agent.connect().ask(&Request::PowerOff), Reply::Done);
+}
+
+#[test]
+fn a_prepared_machine_and_its_disk_are_told_of() {
+    let agent = Agent::start();
+    let mut client = agent.connect();
+    assert_eq!(client.ask(&Request::Prepare), Reply::Done);
+    assert_eq!(client.ask(&Request::Sync), Reply::Done);
 }

@@ -164,7 +164,7 @@ fn the_environment_is_defaults_under_the_sandboxs_under_the_requests() {
     let configure = cove_protocol::guest::Configure {
         hostname: "box".into(),
         env: vec![("A".into(), "sandbox".into()), ("B".into(), "sandbox ü".into())],
-        clock_us: 0,
+        ..Default::default()
     };
     assert_eq!(client.ask(&Request::Configure(configure)), Reply::Done);
     let request = Exec { env: vec![("A".into(), "request".into())], ..exec("echo $A,$B,$HOME,$USER; echo $PATH") };

@@ -67,9 +67,12 @@ fn run(transport: &mut Transport, request: &Request, buffer: &mut Vec<u8>) -> Re
         Request::MakeDir { path } => done(change::make_dir(path)),
         Request::Remove { path, recursive } => done(remove::remove(path, *recursive)),
         Request::Move { from, to } => done(change::move_path(from, to)),
-        Request::Hello | Request::Configure(_) | Request::Exec(_) | Request::PowerOff => {
-            Err(Failure::request(format!("{} is not a file operation", request.name())).into())
-        }
+        Request::Hello
+        | Request::Configure(_)
+        | Request::Prepare
+        | Request::Sync
+        | Request::Exec(_)
+        | Request::PowerOff => Err(Failure::request(format!("{} is not a file operation", request.name())).into()),
     }
 }
 

@@ -1,0 +1,49 @@
+//! What a snapshot wants of the machine before it is taken: dirty pages on the disks, and the work done now that every
+//! restored machine would otherwise do for itself. Run by `workers`, since both may take long.
+
+use std::{
+    fs::File,
+    io,
+    sync::{Condvar, Mutex, PoisonError},
+};
+
+use crate::failure::Failure;
+
+/// The end of the boot: what may come after the agent is ready.
+#[derive(Debug, Default)]
+pub struct BootEnd {
+    reached: Mutex<bool>,
+    event: Condvar,
+}
+
+impl BootEnd {
+    /// Everything is done, or has failed and told the console.
+    pub fn reach(&self) {
+        *self.reached.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.event.notify_all();
+    }
+
+    /// Waits for it.
+    pub fn wait(&self) {
+        let mut reached = self.reached.lock().unwrap_or_else(PoisonError::into_inner);
+        while !*reached {
+            reached = self.event.wait(reached).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// Writes dirty pages to the disks: of every file system, but where one waits for someone who may never answer only those
+/// of the root.
+///
+/// # Errors
+/// The disk's, as far as the kernel tells them.
+pub fn sync(may_hang: bool) -> Result<(), Failure> {
+    let write = || -> io::Result<()> {
+        if !may_hang {
+            rustix::fs::sync();
+        }
+        // Its errors are told, those of `sync` are not.
+        Ok(rustix::fs::syncfs(File::open("/")?)?)
+    };
+    write().map_err(|error| Failure::io("Cannot write the root file system to its disk".into(), &error))
+}
