@@ -31,6 +31,10 @@ const OPEN_FILES: (u64, u64) = (1024, 524_288);
 /// the clearing of eight pages, most of all where the guest's kernel is emulated.
 const ANONYMOUS_PIECES: &str = "/sys/kernel/mm/transparent_hugepage/hugepages-32kB/enabled";
 
+/// How many blocks of inodes are read when one is wanted: ext4's own number, which the command line of some machines lowers
+/// for the boot (kernel's admin-guide/ext4).
+const INODE_READAHEAD: (&str, &str) = ("/sys/fs/ext4/vda/inode_readahead_blks", "32");
+
 /// Bytes of freed memory the agent keeps, so that the next command does not fault them in again.
 const KEPT_HEAP_BYTES: libc::c_int = 4 << 20;
 
@@ -92,10 +96,14 @@ pub fn prepare() {
     for (path, mode) in DIRECTORIES {
         report(&format!("make {path}"), ignore(io::ErrorKind::AlreadyExists, make_directory(path, mode)));
     }
-    report("bring up loopback", loopback_up());
     let (current, maximum) = OPEN_FILES;
     let limit = Rlimit { current: Some(current), maximum: Some(maximum) };
     report("limit open files", setrlimit(Resource::Nofile, limit).map_err(io::Error::from));
+}
+
+/// What may come after the agent said that it is ready, but before the first command.
+pub fn prepare_for_commands() {
+    report("bring up loopback", loopback_up());
     // A kernel without huge pages has no such switch.
     let pieces = fs::write(ANONYMOUS_PIECES, "always");
     report("let anonymous memory come in larger pieces", ignore(io::ErrorKind::NotFound, pieces));
@@ -103,6 +111,8 @@ pub fn prepare() {
 
 /// What can wait until the agent serves: much memory and a large disk take a while. Whatever else wants to run goes first.
 pub fn finish() {
+    let readahead = fs::write(INODE_READAHEAD.0, INODE_READAHEAD.1);
+    report("read inodes ahead", ignore(io::ErrorKind::NotFound, readahead));
     report("be patient", setpriority_process(None, PATIENCE).map_err(io::Error::from));
     report("add memory", memory::add_rest());
     report("grow the root file system", grow_root());

@@ -112,7 +112,10 @@ impl Launcher {
         let environment = Environment::merge(&account, sandbox, &exec.env)?;
         let (candidates, argv) = match &exec.command {
             Command::Shell(line) => self.shell(line)?,
-            Command::Argv(words) => argv(words, environment.path())?,
+            Command::Argv(words) => {
+                self.shell.wait_until_settled();
+                argv(words, environment.path())?
+            }
         };
         Ok(Program {
             candidates,

@@ -112,6 +112,7 @@ fn serve_machine() -> io::Result<()> {
 fn finish_boot(shell: Arc<FastShell>, end: Arc<BootEnd>) {
     let (preparing, ending) = (Arc::clone(&shell), Arc::clone(&end));
     let prepare = move || {
+        init::prepare_for_commands();
         if let Err(error) = preparing.prepare() {
             eprintln!("cove-agent: lines run in /bin/bash, the fast shell cannot be made: {error}");
         }

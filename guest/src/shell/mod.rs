@@ -12,6 +12,10 @@
 //!
 //! A sandbox where bash was upgraded or replaced, or an image without `bash-static`, uses `/bin/bash` itself.
 
+mod entry;
+
+mod image;
+
 mod program;
 
 use std::{
@@ -104,11 +108,20 @@ impl FastShell {
 
     /// True when lines should run in the copy. Waits while it is being made: that takes less than a cold `/bin/bash`.
     pub fn is_good(&self) -> bool {
+        matches!(self.wait(), State::Ready(then) if identity(BASH).is_ok_and(|now| now == then))
+    }
+
+    /// Waits while it is being made, which is after all else that a command needs of the machine.
+    pub fn wait_until_settled(&self) {
+        self.wait();
+    }
+
+    fn wait(&self) -> State {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         while matches!(*state, State::Preparing) {
             state = self.settled.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        matches!(*state, State::Ready(then) if identity(BASH).is_ok_and(|now| now == then))
+        *state
     }
 
     fn set(&self, state: State) {

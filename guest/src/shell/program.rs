@@ -13,6 +13,8 @@
 //! is emulated. What the program sees is what it would see otherwise, but that its constants are executable and stay
 //! writable where it would have locked them after its start. (ELF-64 object file format, version 1.5.)
 
+use super::entry::{self, Start};
+
 const HEADER_BYTES: usize = 56;
 const NULL: u32 = 0;
 const LOAD: u32 = 1;
@@ -130,7 +132,16 @@ impl Plan {
         // The rest of the last page of the code: the file's next segment begins on a page of its own.
         let offset = code.offset.checked_add(code.file_bytes)?.next_multiple_of(16);
         let entry_address = base.checked_add(offset)?;
-        let code = first_instructions(initial_data, &data, entry_address, main)?;
+        let word = |value: u64| u32::try_from(value).ok();
+        let code = entry::instructions(&Start {
+            from: word(initial_data)?,
+            data: word(data.address)?,
+            bytes: word(data.file_bytes)?,
+            data_end: word(data.address.checked_add(data.memory_bytes)?)?,
+            constants: word((base + bytes - 1) / HUGE_PAGE_BYTES * HUGE_PAGE_BYTES)?,
+            here: entry_address,
+            main,
+        })?;
         if PAGE_BYTES - offset % PAGE_BYTES < code.len() as u64 || offset + code.len() as u64 > bytes {
             return None;
         }
@@ -149,24 +160,6 @@ impl Plan {
         segments[data_at].file_bytes = 0;
         Some(Self { segments, entry_address, entry: Entry { offset, code } })
     }
-}
-
-/// Copies the initial data, then goes on at the program's own first instruction with rsp and rdx as the kernel set them
-/// (System V ABI for AMD64, 3.4.1).
-fn first_instructions(from: u64, data: &Segment, here: u64, main: u64) -> Option<Vec<u8>> {
-    let word = |value: u64| u32::try_from(value).ok().map(u32::to_le_bytes);
-    let mut code = Vec::with_capacity(32);
-    code.push(0xbe); // mov esi, from
-    code.extend(word(from)?);
-    code.push(0xbf); // mov edi, data
-    code.extend(word(data.address)?);
-    code.push(0xb9); // mov ecx, bytes
-    code.extend(word(data.file_bytes)?);
-    code.extend([0xf3, 0xa4]); // rep movsb
-    code.push(0xe9); // jmp main
-    let next = here.checked_add(code.len() as u64 + 4)?;
-    code.extend(i32::try_from(main.checked_signed_diff(next)?).ok()?.to_le_bytes());
-    Some(code)
 }
 
 #[cfg(test)]
@@ -221,9 +214,6 @@ mod tests {
         assert_eq!(shape(&segments[3]), (LOAD, 6, 0x22_9500, 0x62_a500, 0, 0x2_3478));
         assert!(segments[2].kind == NULL && segments[4].kind == NULL);
         assert_eq!((entry.offset, long(&program, 24)), (0x1b_6850, Some(0x5b_6850)));
-        let jump = entry.code.len() as i64;
-        let target = i32::from_le_bytes(*entry.code.last_chunk().unwrap());
-        assert_eq!(0x5b_6850 + jump + i64::from(target), MAIN as i64);
         assert_eq!(entry.code[..5], [0xbe, 0x00, 0xe5, 0x64, 0x00], "mov esi, 0x64e500");
     }
 

@@ -20,6 +20,9 @@ const VERSION: u32 = 1;
 /// The source's directory on the workbench.
 const TREE: &str = "linux";
 
+/// The source's top Kconfig file, and the place in it before every other definition.
+const KCONFIG: (&str, &str) = ("Kconfig", "source \"scripts/Kconfig.include\"\n");
+
 /// Large parts of the source that no configuration of ours reads.
 const UNUSED: [&str; 3] = ["*/arch/*/boot/dts", "*/drivers/gpu/drm/amd/include/asic_reg", "*/tools/testing"];
 
@@ -86,6 +89,9 @@ fn build(cache: &Cache, source: &Source<'_>, variant: &KernelVariant, epoch: u64
     for fragment in &fragments {
         fingerprint = fingerprint.text(fragment);
     }
+    if let Some(tick_hz) = variant.tick_hz {
+        fingerprint = fingerprint.text(&format!("tick_hz {tick_hz}"));
+    }
     let hash = fingerprint.finish();
     let dir = match cache.find("kernel", &hash) {
         Some(dir) => {
@@ -98,7 +104,9 @@ fn build(cache: &Cache, source: &Source<'_>, variant: &KernelVariant, epoch: u64
             let step = Step::begin(format!("Build kernel {} (several minutes)", variant.name), &log)?;
             let (tree, work) = (workbench.join(TREE), workbench.join(&variant.name));
             let dir = cache.make("kernel", &hash, |out| {
-                let make = Make { step: &step, tree: &tree, work: &work, epoch };
+                fs::create_dir_all(&work)?;
+                let kconfig = variant.tick_hz.map(|tick_hz| with_tick(&tree, &work, tick_hz)).transpose()?;
+                let make = Make { step: &step, tree: &tree, work: &work, kconfig, epoch };
                 make.configure(&fragments)?;
                 make.kernel(out)
             })?;
@@ -109,6 +117,17 @@ fn build(cache: &Cache, source: &Source<'_>, variant: &KernelVariant, epoch: u64
     };
     let release = read(&dir.join("release"))?;
     Ok(Kernel { name: variant.name.clone(), dir, release })
+}
+
+/// A top Kconfig file beside the source's own that defines the tick's frequency first: the first default that holds wins,
+/// so it needs no change of the source.
+fn with_tick(tree: &Path, work: &Path, tick_hz: u32) -> Result<PathBuf> {
+    let (name, place) = KCONFIG;
+    let top = read(&tree.join(name))?;
+    ensure!(top.contains(place), "{name} of the kernel source has no line {place:?}");
+    let path = work.join("Kconfig.tick");
+    fs::write(&path, top.replacen(place, &format!("{place}\nconfig HZ\n\tint\n\tdefault {tick_hz}\n"), 1))?;
+    Ok(path)
 }
 
 fn read_fragments(variant: &KernelVariant) -> Result<Vec<String>> {
@@ -128,12 +147,13 @@ struct Make<'a> {
     step: &'a Step,
     tree: &'a Path,
     work: &'a Path,
+    /// In place of the source's top Kconfig file.
+    kconfig: Option<PathBuf>,
     epoch: u64,
 }
 
 impl Make<'_> {
     fn configure(&self, fragments: &[String]) -> Result<()> {
-        fs::create_dir_all(self.work)?;
         self.run(&["tinyconfig"])?;
         // Kconfig lets a later line win, so merging is appending.
         let path = self.work.join(".config");
@@ -169,6 +189,9 @@ impl Make<'_> {
         make.arg("-C").arg(self.tree).arg(format!("O={}", self.work.display())).args(targets);
         make.env("KBUILD_BUILD_USER", "cove").env("KBUILD_BUILD_HOST", "cove");
         make.env("KBUILD_BUILD_TIMESTAMP", format!("@{}", self.epoch)).env("LC_ALL", "C");
+        if let Some(kconfig) = &self.kconfig {
+            make.env("KBUILD_KCONFIG", kconfig);
+        }
         self.step.run(&mut make)
     }
 }
