@@ -182,6 +182,14 @@ fn status_and_code(error: &Error) -> (StatusCode, &'static str) {
         Error::Guest { kind, .. } => guest_status_and_code(*kind),
         Error::Agent { .. } => (StatusCode::BAD_GATEWAY, "AGENT_UNREACHABLE"),
         Error::Machine { .. } => (StatusCode::BAD_GATEWAY, "MACHINE_FAILED"),
+        Error::SnapshotNotFound(_) => (StatusCode::NOT_FOUND, "SNAPSHOT_NOT_FOUND"),
+        Error::SnapshotNameTaken { .. } => (StatusCode::CONFLICT, "NAME_TAKEN"),
+        Error::SnapshotInUse { .. } => (StatusCode::CONFLICT, "SNAPSHOT_IN_USE"),
+        Error::NoSpace { .. } => (StatusCode::INSUFFICIENT_STORAGE, "DISK_FULL"),
+        Error::Interrupted { .. } => (StatusCode::CONFLICT, "SANDBOX_INTERRUPTED"),
+        Error::Disk { .. } | Error::ResumeFailed { .. } | Error::WarmFailed { .. } => {
+            (StatusCode::BAD_GATEWAY, "MACHINE_FAILED")
+        }
         Error::Upload { .. } => (StatusCode::BAD_REQUEST, "UPLOAD_INCOMPLETE"),
         Error::ShuttingDown => (StatusCode::SERVICE_UNAVAILABLE, "SERVER_STOPPING"),
         Error::DataDirLocked { .. } | Error::Config(_) | Error::Database(_) | Error::File { .. } => {

@@ -8,6 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::sandbox::SandboxId;
+use crate::storage::{ImageId, LayerId};
 
 /// Longest path of a unix socket, in bytes, with its closing zero (unix(7)).
 const SOCKET_PATH_BYTES_MAX: usize = 108;
@@ -57,6 +58,8 @@ pub struct EngineConfig {
     pub vmm: Option<PathBuf>,
     /// The KVM device. Else `COVE_KVM`, else `/dev/kvm`.
     pub kvm: Option<PathBuf>,
+    /// Machines of the default template and size that wait, restored and paused, for a create; each takes some memory.
+    pub warm_pool: usize,
     /// Bounds; every field has a default.
     pub limits: EngineLimits,
 }
@@ -101,6 +104,8 @@ pub struct EngineLimits {
     pub machine_memory_mib: u64,
     /// Disk that a fresh sandbox really takes, in MiB.
     pub machine_disk_mib: u64,
+    /// Disk that the prepared machines of templates may take together, in MiB; the least recently used go first.
+    pub warm_disk_mib: u64,
 }
 
 impl Default for EngineLimits {
@@ -111,6 +116,7 @@ impl Default for EngineLimits {
             disk_reserve_mib: 1024,
             machine_memory_mib: 256,
             machine_disk_mib: 256,
+            warm_disk_mib: 8 << 10,
         }
     }
 }
@@ -124,6 +130,7 @@ pub(crate) struct Config {
     /// The vmm binary, or what is missing and what to do.
     pub(crate) vmm: Result<PathBuf, String>,
     pub(crate) kvm: Option<PathBuf>,
+    pub(crate) warm_pool: usize,
     pub(crate) limits: EngineLimits,
 }
 
@@ -178,8 +185,31 @@ impl Paths {
         self.sockets(id).join("vsock.sock")
     }
 
-    pub(crate) fn disk(&self, id: &SandboxId) -> PathBuf {
-        self.sandbox(id).join("disk.qcow2")
+    pub(crate) fn layers(&self) -> PathBuf {
+        self.data.join("layers")
+    }
+
+    pub(crate) fn layer(&self, id: &LayerId) -> PathBuf {
+        self.layers().join(format!("{id}.qcow2"))
+    }
+
+    /// The empty layer of a disk size, which new layers are copies of.
+    pub(crate) fn empty_layer(&self, disk_bytes: u64) -> PathBuf {
+        self.layers().join(format!("empty-{disk_bytes}.qcow2"))
+    }
+
+    pub(crate) fn images(&self) -> PathBuf {
+        self.data.join("images")
+    }
+
+    /// The folder of a captured machine.
+    pub(crate) fn image(&self, id: &ImageId) -> PathBuf {
+        self.images().join(id.as_str())
+    }
+
+    /// The same while it is being captured.
+    pub(crate) fn image_part(&self, id: &ImageId) -> PathBuf {
+        self.images().join(format!("{id}.part"))
     }
 
     pub(crate) fn console_log(&self, id: &SandboxId) -> PathBuf {
@@ -220,6 +250,7 @@ impl Config {
             guest: check_guest_dir(guest_dir),
             vmm: check_vmm(given.vmm.or_else(|| around.path("COVE_VMM")).or_else(|| around.vmm())),
             kvm: given.kvm.or_else(|| around.path("COVE_KVM")),
+            warm_pool: given.warm_pool,
             limits: given.limits,
         })
     }
@@ -305,12 +336,15 @@ fn fitting(path: PathBuf) -> Result<PathBuf, ConfigError> {
     if bytes > bytes_max { Err(ConfigError::RuntimeDirTooLong { path, bytes, bytes_max }) } else { Ok(path) }
 }
 
-/// FNV-1a, folded to 32 bits: stable for ever, which the standard hasher does not promise.
+/// FNV-1a: stable for ever, which the standard hasher does not promise.
+pub(crate) fn text_hash(bytes: &[u8]) -> u64 {
+    let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, step)
+}
+
+/// The hash of a path, folded to 32 bits.
 fn path_hash(path: &Path) -> u32 {
-    let bytes = path.as_os_str().as_encoded_bytes();
-    let hash = bytes
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3));
+    let hash = text_hash(path.as_os_str().as_encoded_bytes());
     (hash >> 32) as u32 ^ hash as u32
 }
 

@@ -50,7 +50,7 @@ impl DataDir {
         let since = OffsetDateTime::now_utc().replace_nanosecond(0).ok().and_then(|now| now.format(&Rfc3339).ok());
         let holder = Holder { pid: std::process::id(), since: since.unwrap_or_default(), port: None };
         write_holder(&mut file, &holder).map_err(Error::file("write", &path))?;
-        for dir in [paths.templates(), paths.sandboxes()] {
+        for dir in [paths.templates(), paths.sandboxes(), paths.layers(), paths.images()] {
             make_dir(&dir)?;
             fs::set_permissions(&dir, Permissions::from_mode(0o700)).map_err(Error::file("protect", &dir))?;
         }

@@ -1,13 +1,9 @@
-//! Disks: a chain of layers, the template's raw image below and one qcow2 file of the sandbox's own on top.
-//!
-//! The vmm makes and reads the layers; the engine says which files they are and in which order, and never follows a path
-//! out of an image.
+//! Empty layers, made by the vmm: the engine links no disk code and never looks into an image.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use cove_protocol::vmm::{DiskSpec, LayerFormat, LayerSpec};
 use tokio::process::Command;
 use tokio::time::timeout;
 
@@ -44,27 +40,39 @@ pub enum DiskError {
         /// The layer.
         path: PathBuf,
     },
+    /// The copy of an empty layer failed.
+    #[error("The disk {path} was not made")]
+    Copy {
+        /// The layer.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Box<crate::error::Error>,
+    },
+    /// A file cannot be put into its place.
+    #[error("Cannot use {path}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// The system's answer.
+        #[source]
+        source: std::io::Error,
+    },
 }
 
-/// Makes the sandbox's own layer, `bytes` large, on a template's image.
-pub(crate) async fn create_top(vmm: &Path, top: &Path, base: &Path, bytes: u64) -> Result<(), DiskError> {
+/// Makes an empty layer for a disk of `bytes`. What it lies on is not recorded in it: the chain that a machine is given
+/// decides.
+pub(crate) async fn create(vmm: &Path, path: &Path, bytes: u64) -> Result<(), DiskError> {
     let mut command = Command::new(vmm);
-    command.args(["disk", "create", "--size"]).arg(bytes.to_string());
-    command.arg("--backing").arg(base).args(["--backing-format", "raw"]).arg(top);
+    command.args(["disk", "create", "--size"]).arg(bytes.to_string()).arg(path);
     command.stdin(Stdio::null()).current_dir("/").kill_on_drop(true);
     match timeout(CREATE_DEADLINE, command.output()).await {
         Ok(Ok(output)) if output.status.success() => Ok(()),
         Ok(Ok(output)) => {
             let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-            Err(DiskError::Refused { path: top.into(), bytes, message })
+            Err(DiskError::Refused { path: path.into(), bytes, message })
         }
-        Ok(Err(source)) => Err(DiskError::Run { program: vmm.into(), path: top.into(), source }),
-        Err(_) => Err(DiskError::Deadline { path: top.into() }),
+        Ok(Err(source)) => Err(DiskError::Run { program: vmm.into(), path: path.into(), source }),
+        Err(_) => Err(DiskError::Deadline { path: path.into() }),
     }
-}
-
-/// The chain for the machine: base first.
-pub(crate) fn chain(base: &Path, top: &Path) -> DiskSpec {
-    let layer = |path: &Path, format| LayerSpec { path: path.into(), format };
-    DiskSpec { layers: vec![layer(base, LayerFormat::Raw), layer(top, LayerFormat::Qcow2)], read_only: false }
 }

@@ -29,6 +29,47 @@ pub enum Error {
     /// The sandbox was destroyed; only its record is left.
     #[error("Sandbox {0} was destroyed")]
     SandboxDestroyed(SandboxId),
+    /// No snapshot has this id or name.
+    #[error("There is no snapshot '{0}'")]
+    SnapshotNotFound(String),
+    /// Another snapshot has the name.
+    #[error("The name '{name}' is taken by snapshot {holder}")]
+    SnapshotNameTaken {
+        /// The name that was asked for.
+        name: String,
+        /// Who has it.
+        holder: crate::snapshot::SnapshotId,
+    },
+    /// The snapshot cannot be deleted as long as something needs it.
+    #[error("Snapshot {id} is in use: {reason}")]
+    SnapshotInUse {
+        /// Which snapshot.
+        id: crate::snapshot::SnapshotId,
+        /// By what, and what to do.
+        reason: String,
+    },
+    /// The host's file system has no room for what was asked; the sandbox is as it was.
+    #[error(
+        "The host's disk is full: {operation} of sandbox {id} was taken back, and the sandbox is as it was. Free some \
+             space and try again"
+    )]
+    NoSpace {
+        /// Which sandbox.
+        id: SandboxId,
+        /// What was asked, as words ("the pause").
+        operation: &'static str,
+        /// What said so.
+        #[source]
+        source: BoxError,
+    },
+    /// The call was cut off, because the sandbox's machine was ended on purpose.
+    #[error("Sandbox {id} was {by} during this call")]
+    Interrupted {
+        /// Which sandbox.
+        id: SandboxId,
+        /// What was done with it ("paused").
+        by: &'static str,
+    },
     /// No template has this id, slug or alias.
     #[error("There is no template '{0}'")]
     TemplateNotFound(String),
@@ -103,6 +144,31 @@ pub enum Error {
         #[source]
         source: crate::machine::MachineError,
     },
+    /// A layer for the sandbox could not be made.
+    #[error("The disk of sandbox {id} failed")]
+    Disk {
+        /// Which sandbox.
+        id: SandboxId,
+        /// What happened.
+        #[source]
+        source: crate::disk::DiskError,
+    },
+    /// The sandbox could not be woken; it stays paused.
+    #[error("Sandbox {id} could not be resumed, and stays paused")]
+    ResumeFailed {
+        /// Which sandbox.
+        id: SandboxId,
+        /// What happened.
+        #[source]
+        source: BoxError,
+    },
+    /// The prepared machine of a template could not be made.
+    #[error("The template's machine could not be prepared")]
+    WarmFailed {
+        /// What happened.
+        #[source]
+        source: BoxError,
+    },
     /// The stream that a caller gave failed before its end; nothing was written.
     #[error("The upload to '{path}' in sandbox {id} broke off")]
     Upload {
@@ -154,6 +220,17 @@ impl Error {
         match self {
             Error::Invalid { field, .. } => Some(field),
             _ => None,
+        }
+    }
+
+    /// The host's disk is full.
+    pub(crate) fn is_no_space(&self) -> bool {
+        match self {
+            Error::NoSpace { .. } => true,
+            Error::File { source, .. } => source.kind() == std::io::ErrorKind::StorageFull,
+            Error::Database(error) => error.is_no_space(),
+            Error::Disk { source: crate::disk::DiskError::Copy { source, .. }, .. } => source.is_no_space(),
+            _ => false,
         }
     }
 

@@ -57,6 +57,22 @@ pub enum EventKind {
         /// Milliseconds from start to end.
         duration_ms: u64,
     },
+    /// Nothing happened in it for its idle timeout; it is being paused or destroyed.
+    Idle,
+    /// Its processor stands still, memory and disk are kept.
+    Paused,
+    /// It is command-ready again.
+    Resumed,
+    /// A snapshot of it is whole.
+    SnapshotReady {
+        /// The snapshot.
+        snapshot_id: String,
+    },
+    /// It could not go on from its captured memory and was booted from its disk: what ran in it is gone, its files are not.
+    ColdBoot {
+        /// Why.
+        reason: String,
+    },
     /// It failed.
     Error {
         /// What its record says in `last_error`.
@@ -75,6 +91,11 @@ impl EventKind {
             EventKind::Ready => "sandbox.ready",
             EventKind::ExecStarted { .. } => "sandbox.exec.started",
             EventKind::ExecCompleted { .. } => "sandbox.exec.completed",
+            EventKind::Idle => "sandbox.idle",
+            EventKind::Paused => "sandbox.paused",
+            EventKind::Resumed => "sandbox.resumed",
+            EventKind::SnapshotReady { .. } => "sandbox.snapshot.ready",
+            EventKind::ColdBoot { .. } => "sandbox.cold_boot",
             EventKind::Error { .. } => "sandbox.error",
             EventKind::Destroyed => "sandbox.destroyed",
         }
@@ -100,13 +121,22 @@ impl Event {
                 data.insert("state".into(), json!("error"));
                 data.insert("error".into(), json!(reason));
             }
-            EventKind::Ready | EventKind::Started => {
+            EventKind::SnapshotReady { snapshot_id } => {
+                data.insert("snapshot_id".into(), json!(snapshot_id));
+            }
+            EventKind::ColdBoot { reason } => {
+                data.insert("reason".into(), json!(reason));
+            }
+            EventKind::Paused => {
+                data.insert("state".into(), json!("paused"));
+            }
+            EventKind::Ready | EventKind::Started | EventKind::Resumed => {
                 data.insert("state".into(), json!("running"));
             }
             EventKind::Destroyed => {
                 data.insert("state".into(), json!("destroyed"));
             }
-            EventKind::Created => {}
+            EventKind::Created | EventKind::Idle => {}
         }
         data
     }

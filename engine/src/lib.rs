@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!  create ─► checked, admitted, row written ─► Creating ── disk, machine, agent ──► Running ── exec, files ──┐
-//!                                                 │                                   │ ▲                    │
-//!                                                 └──────────── something broke ──► Error └──────────────────┘
+//!                                                 │                      pause, timeout │ ▲ resume, any use    │
+//!                                                 └──────── something broke ──► Error   Paused ◄───────────────┘
 //!  destroy ─────────────────────────────────────────► Destroying ─► Destroyed (the record stays for 24 hours)
 //! ```
 //!
@@ -14,7 +14,11 @@
 
 pub mod sandbox;
 
+pub mod snapshot;
+
 pub mod template;
+
+pub mod storage;
 
 pub mod agent;
 
@@ -37,6 +41,10 @@ mod host;
 mod framed;
 
 mod random;
+
+mod id;
+
+mod fault;
 
 mod shared;
 
@@ -62,17 +70,23 @@ pub use config::{EngineConfig, EngineLimits, Places};
 pub use error::{BoxError, Error};
 pub use events::{Event, EventKind};
 pub use idempotency::{Answer, Claim, ClaimGuard, InFlight, Replay};
-pub use sandbox::{External, Sandbox, SandboxFilter, SandboxId, SandboxSpec, SandboxState, Shape, Size};
+pub use sandbox::{
+    Active, Activity, BootPath, External, Sandbox, SandboxFilter, SandboxId, SandboxSpec, SandboxState, SandboxUpdate,
+    Shape, Size,
+};
+pub use snapshot::{ForkSource, ForkSpec, Snapshot, SnapshotFilter, SnapshotId, SnapshotSpec, SnapshotUpdate};
+pub use storage::Share;
 pub use template::Template;
 
 use config::Config;
 use data_dir::DataDir;
 use db::Db;
 use host::Host;
-use sandbox::driver::{self, Beginning, Handle, Progress, Request};
+use sandbox::driver::{self, Beginning, Create, Handle, Progress, Request};
 use sandbox::{recovery, spec};
 use shared::{Shared, keep_house};
-use template::store;
+use storage::{Layer, LayerId};
+use template::{store, warm};
 
 /// Most bytes of a console that can be asked for (`protocol::vmm::Request::ConsoleTail`).
 const CONSOLE_TAIL_BYTES_MAX: u32 = 256 << 10;
@@ -143,6 +157,9 @@ impl Engine {
         }
         let shared = Shared::new(config, data_dir, db, host);
         recovery::recover(&shared).await?;
+        warm::settle(&shared).await?;
+        storage::sweep(&shared).await?;
+        storage::remove_orphans(&shared).await?;
         store::remove_unused(&shared.db, &shared.config.paths).await?;
         shared.tasks.spawn(keep_house(Arc::clone(&shared)));
         tracing::info!(data_dir = %shared.config.paths.data.display(), "engine started");
@@ -210,17 +227,51 @@ impl Engine {
     /// [`Error::HostNotReady`], [`Error::TemplateNotFound`], [`Error::Invalid`], [`Error::NameTaken`],
     /// [`Error::Admission`].
     pub async fn create(&self, spec: SandboxSpec) -> Result<Sandbox, Error> {
+        let begun = Instant::now();
         let shared = &self.shared;
         let tools = shared.tools()?;
         let name = spec.template.as_deref().unwrap_or(store::BUILT_IN);
         let template = store::find(&shared.db, name).await?.ok_or_else(|| Error::TemplateNotFound(name.to_owned()))?;
         let sandbox = spec.check(&template.template, OffsetDateTime::now_utc())?;
         store::check_unchanged(&template)?;
-        let channels = shared.admit(&sandbox, &template).await?;
-        tracing::info!(sandbox = %sandbox.id, template = template.template.id, shape = ?sandbox.shape, "creating");
-        let beginning = Beginning::Create { template: Box::new(template), tools: Box::new(tools) };
-        driver::spawn(Arc::clone(shared), channels, beginning);
+        let kind = warm::Kind::of(shared, &template, sandbox.shape);
+        let found = warm::find(shared, &kind).await?;
+        let ticket = if found.is_none() { warm::ticket(shared, kind) } else { None };
+        let (memory, below) = found.map_or((None, Vec::new()), |(memory, below)| (Some(memory), below));
+        let top = Layer {
+            id: LayerId::generate(),
+            parent: below.last().cloned(),
+            template_id: template.template.id.clone(),
+            template_version: template.template.version.clone(),
+            disk_bytes: u64::from(sandbox.shape.disk_size_mb) << 20,
+            frozen: false,
+        };
+        let channels = shared.admit(&sandbox, &template, &top, memory.is_some()).await?;
+        tracing::info!(
+            sandbox = %sandbox.id,
+            template = template.template.id,
+            shape = ?sandbox.shape,
+            warm = memory.is_some(),
+            "creating"
+        );
+        let create = Create { template, tools, below, top, memory, path: BootPath::Warm, ticket, begun };
+        driver::spawn(Arc::clone(shared), channels, Beginning::Create(Box::new(create)));
         Ok(sandbox)
+    }
+
+    /// Makes a template's prepared machine for a shape and waits for it, so that creates of that kind do not boot. Returns
+    /// at once when it is there. Of `spec` only template and shape matter. Stands back while sandboxes are starting.
+    ///
+    /// # Errors
+    /// As [`Engine::create`], and [`Error::WarmFailed`].
+    pub async fn prepare_template(&self, spec: SandboxSpec) -> Result<(), Error> {
+        let shared = &self.shared;
+        shared.tools()?;
+        let name = spec.template.as_deref().unwrap_or(store::BUILT_IN);
+        let template = store::find(&shared.db, name).await?.ok_or_else(|| Error::TemplateNotFound(name.to_owned()))?;
+        let sandbox = spec.check(&template.template, OffsetDateTime::now_utc())?;
+        store::check_unchanged(&template)?;
+        warm::ensure(shared, warm::Kind::of(shared, &template, sandbox.shape)).await
     }
 
     /// The first record that is not in a transitional state, or the current one at the deadline.
@@ -299,7 +350,7 @@ impl Engine {
     pub async fn readiness(&self, id: &SandboxId) -> Result<Readiness, Error> {
         let record = self.get(id.as_str()).await?;
         let progress = self.shared.find(id).map(|handle| handle.live.borrow().progress).unwrap_or_default();
-        let ready = record.state == SandboxState::Running;
+        let ready = matches!(record.state, SandboxState::Running | SandboxState::Snapshotting);
         let components = [
             ("command_agent", Progress::AgentAnswered),
             ("process_control", Progress::Configured),

@@ -21,7 +21,10 @@ use crate::host::{Host, Tools};
 use crate::idempotency::Keys;
 use crate::sandbox::admission::Room;
 use crate::sandbox::driver::{self, Handle};
+use crate::sandbox::start::Memory;
 use crate::sandbox::{Sandbox, SandboxId, SandboxState, start};
+use crate::storage::{ImageId, Layer, Pins};
+use crate::template::warm::Warm;
 
 /// How often old records are forgotten and logs are cut.
 const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(60);
@@ -40,9 +43,13 @@ pub(crate) struct Shared {
     pub(crate) stopping: CancellationToken,
     pub(crate) keys: Keys,
     pub(crate) data_dir: DataDir,
+    pub(crate) pins: Pins,
     handles: Mutex<HashMap<SandboxId, Handle>>,
     /// Boots at one time: as many as the host has CPUs.
     pub(crate) boots: Semaphore,
+    /// Restores at one time: as many as the host has CPUs.
+    pub(crate) restores: Semaphore,
+    pub(crate) warm: Warm,
     /// Held from the look at the host to the row that takes its share.
     admission: tokio::sync::Mutex<()>,
     exec_ids: AtomicU64,
@@ -50,6 +57,8 @@ pub(crate) struct Shared {
 
 impl Shared {
     pub(crate) fn new(config: Config, data_dir: DataDir, db: Db, host: Host) -> Arc<Self> {
+        let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let warm = Warm::new(&config, &host);
         Arc::new(Self {
             config,
             db,
@@ -57,9 +66,12 @@ impl Shared {
             events: Events::new(),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
-            boots: Semaphore::new(std::thread::available_parallelism().map_or(1, std::num::NonZero::get)),
+            boots: Semaphore::new(cpus),
+            restores: Semaphore::new(cpus),
+            warm,
             keys: Keys::default(),
             data_dir,
+            pins: Pins::default(),
             handles: Mutex::default(),
             admission: tokio::sync::Mutex::default(),
             exec_ids: AtomicU64::default(),
@@ -94,17 +106,30 @@ impl Shared {
         self.host.ready.clone().map_err(|problem| Error::HostNotReady { problem })
     }
 
-    /// Looks whether there is room, and if so writes the row that takes it.
-    pub(crate) async fn admit(&self, sandbox: &Sandbox, template: &TemplateVersion) -> Result<driver::Channels, Error> {
+    /// A captured machine, kept from now on; `None` when it is gone.
+    pub(crate) async fn memory(&self, id: &ImageId) -> Result<Option<Memory>, Error> {
+        let _settled = self.pins.settle.lock().await;
+        let pin = self.pins.pin(id);
+        Ok(self.db.image(id).await?.map(|image| Memory { image, _pin: pin }))
+    }
+
+    /// Looks whether there is room, and if so writes the row that takes it, with its own layer. A machine that goes on from
+    /// a capture is `restored`, and starts small.
+    pub(crate) async fn admit(
+        &self,
+        sandbox: &Sandbox,
+        template: &TemplateVersion,
+        layer: &Layer,
+        restored: bool,
+    ) -> Result<driver::Channels, Error> {
         let _one_at_a_time = self.admission.lock().await;
-        let starting = self.handles().values().filter(|h| h.record.borrow().state == SandboxState::Creating).count();
         let data = &self.config.paths.data;
-        let room = Room::look(data, self.db.count_live().await?, starting as u64)?;
-        room.admit(&self.config.limits, data, sandbox.shape.memory_mb)?;
+        let room = Room::look(data, self.db.count_live().await?, self.starting())?;
+        room.admit(&self.config.limits, data, sandbox.shape.memory_mb, restored)?;
         // In the list before its row is committed, so that whoever sees the row finds the driver.
         let (handle, channels) = driver::channels(sandbox.clone());
         self.add(sandbox.id.clone(), handle);
-        let written = self.db.begin_create(sandbox, &template.template.version, start::START_DEADLINE).await;
+        let written = self.db.begin_create(sandbox, &template.template.version, layer, start::START_DEADLINE).await;
         match written {
             Ok(Some(_)) => Ok(channels),
             Ok(None) => {
@@ -123,6 +148,23 @@ impl Shared {
     }
 }
 
+impl Shared {
+    /// Looks whether there is room for a sandbox that is to go on.
+    pub(crate) async fn admit_resume(&self, sandbox: &Sandbox) -> Result<(), Error> {
+        let _one_at_a_time = self.admission.lock().await;
+        let data = &self.config.paths.data;
+        // It is among those that live already.
+        let room = Room::look(data, 0, self.starting())?;
+        Ok(room.admit(&self.config.limits, data, sandbox.shape.memory_mb, true)?)
+    }
+
+    fn starting(&self) -> u64 {
+        use SandboxState::{Creating, Resuming};
+        let starting = |handle: &&Handle| matches!(handle.record.borrow().state, Creating | Resuming);
+        self.handles().values().filter(starting).count() as u64
+    }
+}
+
 /// Forgets what is old and cuts logs that grew too long, until the engine stops.
 pub(crate) async fn keep_house(shared: Arc<Shared>) {
     loop {
@@ -133,6 +175,10 @@ pub(crate) async fn keep_house(shared: Arc<Shared>) {
         if let Err(error) = shared.db.forget_old(OffsetDateTime::now_utc()).await {
             tracing::error!(error = &error as &dyn std::error::Error, "old records were not forgotten");
         }
+        if let Err(error) = crate::snapshot::delete_expired(&shared).await {
+            tracing::error!(error = &error as &dyn std::error::Error, "expired snapshots were not deleted");
+        }
+        shared.warm.note_uses(&shared.db).await;
         let ids: Vec<SandboxId> = shared.handles().keys().cloned().collect();
         for path in ids.iter().map(|id| shared.config.paths.vmm_log(id)) {
             // The vmm appends, so it goes on at the new end.

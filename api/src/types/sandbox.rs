@@ -296,8 +296,14 @@ mod tests {
             boot_path: Some(cove_engine::sandbox::BootPath::Cold),
             created_at: datetime!(2026-01-02 03:04:05 UTC),
             started_at: Some(datetime!(2026-01-02 03:04:06.5 UTC)),
+            extended_at: None,
+            paused_at: None,
+            ran_ms: 0,
             ready_at: None,
             destroyed_at: None,
+            generation: 0,
+            forked_from: None,
+            snapshot_id: None,
         }
     }
 

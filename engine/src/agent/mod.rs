@@ -109,14 +109,26 @@ struct Shared {
     sandbox: SandboxId,
     pool: Pool,
     /// Tells whether a connection broke because the machine is no more.
-    record: watch::Receiver<Sandbox>,
+    record: Option<watch::Receiver<Sandbox>>,
+    /// What was done with the machine, once it is ended on purpose ("paused").
+    ended: watch::Sender<Option<&'static str>>,
 }
 
 impl Agent {
     /// An agent behind the vsock socket of a machine. Connects when it has something to ask.
     pub(crate) fn new(socket: PathBuf, record: watch::Receiver<Sandbox>) -> Self {
         let sandbox = record.borrow().id.clone();
-        Self { shared: Arc::new(Shared { sandbox, pool: Pool::new(socket), record }) }
+        Self::of(socket, sandbox, Some(record))
+    }
+
+    /// As [`Agent::new`], of a machine that is no sandbox's.
+    pub(crate) fn alone(socket: PathBuf, id: SandboxId) -> Self {
+        Self::of(socket, id, None)
+    }
+
+    fn of(socket: PathBuf, sandbox: SandboxId, record: Option<watch::Receiver<Sandbox>>) -> Self {
+        let ended = watch::Sender::new(None);
+        Self { shared: Arc::new(Shared { sandbox, pool: Pool::new(socket), record, ended }) }
     }
 
     /// Checks that the agent is there and speaks our version.
@@ -133,6 +145,26 @@ impl Agent {
         self.ask_for_done(&Request::Configure(configure)).await
     }
 
+    /// Asks it to do now what would otherwise be done when it is first asked for.
+    pub(crate) async fn prepare(&self, within: Duration) -> Result<(), Error> {
+        self.ask_for_done_within(&Request::Prepare, within).await
+    }
+
+    /// Asks it to write all dirty pages to the disks.
+    pub(crate) async fn sync(&self, within: Duration) -> Result<(), Error> {
+        self.ask_for_done_within(&Request::Sync, within).await
+    }
+
+    /// Says that the machine is being ended on purpose: whoever still uses it is told that it was `by` ("paused").
+    pub(crate) fn end(&self, by: &'static str) {
+        self.shared.ended.send_replace(Some(by));
+    }
+
+    /// Takes [`Agent::end`] back: the machine runs on.
+    pub(crate) fn go_on(&self) {
+        self.shared.ended.send_replace(None);
+    }
+
     /// Asks what is answered by one final reply.
     async fn ask(&self, request: &Request, within: Duration) -> Result<Answer, AgentError> {
         let name = request.name();
@@ -147,7 +179,11 @@ impl Agent {
 
     /// Asks what is answered by `Done`.
     async fn ask_for_done(&self, request: &Request) -> Result<(), Error> {
-        match self.ask(request, REPLY_DEADLINE).await {
+        self.ask_for_done_within(request, REPLY_DEADLINE).await
+    }
+
+    async fn ask_for_done_within(&self, request: &Request, within: Duration) -> Result<(), Error> {
+        match self.ask(request, within).await {
             Ok(Answer::Reply(Reply::Done)) => Ok(()),
             Ok(Answer::Reply(other)) => Err(self.explain(unexpected(request.name(), &other)).await),
             Ok(Answer::Refused { kind, message }) => Err(Error::Guest { kind, message }),
@@ -157,17 +193,34 @@ impl Agent {
 
     /// What a caller is told: that the sandbox failed or was destroyed, if that is why its connection broke.
     async fn explain(&self, error: AgentError) -> Error {
+        use SandboxState::{Creating, Pausing, Resuming, Running, Snapshotting};
         let id = self.shared.sandbox.clone();
-        let mut record = self.shared.record.clone();
-        let gone = |sandbox: &Sandbox| !matches!(sandbox.state, SandboxState::Creating | SandboxState::Running);
         let broken = matches!(error, AgentError::Connect(_) | AgentError::Closed(_) | AgentError::Frame { .. });
-        if broken && let Ok(Ok(sandbox)) = timeout(EXPLANATION_DEADLINE, record.wait_for(gone)).await {
-            return match sandbox.state {
+        let Some(mut record) = self.shared.record.clone().filter(|_| broken) else {
+            return Error::Agent { id, source: error };
+        };
+        let mut ended = self.shared.ended.subscribe();
+        let gone = |sandbox: &Sandbox| !matches!(sandbox.state, Creating | Running | Snapshotting | Pausing | Resuming);
+        // A watched value's guard must not be held across an await.
+        let by = async { ended.wait_for(Option::is_some).await.ok().and_then(|by| *by) };
+        let end = async { record.wait_for(gone).await.ok().map(|sandbox| sandbox.clone()) };
+        let why = async {
+            tokio::select! {
+                biased;
+                Some(by) = by => Err(by),
+                Some(sandbox) = end => Ok(sandbox),
+                else => std::future::pending().await,
+            }
+        };
+        match timeout(EXPLANATION_DEADLINE, why).await {
+            Ok(Err(by)) => Error::Interrupted { id, by },
+            Ok(Ok(sandbox)) => match sandbox.state {
                 SandboxState::Destroying | SandboxState::Destroyed => Error::SandboxDestroyed(id),
-                _ => Error::SandboxFailed { id, reason: sandbox.last_error.clone().unwrap_or_default() },
-            };
+                SandboxState::Paused => Error::Interrupted { id, by: "paused" },
+                _ => Error::SandboxFailed { id, reason: sandbox.last_error.unwrap_or_default() },
+            },
+            Err(_) => Error::Agent { id, source: error },
         }
-        Error::Agent { id, source: error }
     }
 }
 

@@ -6,11 +6,19 @@
 
 mod idempotency;
 
+mod layers;
+
 mod operations;
 
 mod sandboxes;
 
+mod snapshots;
+
+mod step;
+
 mod templates;
+
+mod warm;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -22,9 +30,13 @@ use time::OffsetDateTime;
 
 use crate::sandbox::Shape;
 
+pub(crate) use layers::References;
 pub(crate) use operations::{OperationKind, Outcome};
 pub(crate) use sandboxes::MachineRow;
+pub(crate) use snapshots::SnapshotRow;
+pub(crate) use step::{MachineStep, Step};
 pub(crate) use templates::TemplateVersion;
+pub(crate) use warm::WarmRow;
 
 /// Connections: SQLite has one writer at a time, the others read.
 const CONNECTIONS_MAX: u32 = 4;
@@ -64,6 +76,16 @@ pub enum DbError {
         /// The value, shortened.
         value: String,
     },
+}
+
+impl DbError {
+    /// SQLite found no room for its files (SQLITE_FULL, SQLITE_IOERR_WRITE and its kin).
+    pub(crate) fn is_no_space(&self) -> bool {
+        let (DbError::Open { source, .. } | DbError::Query { source, .. }) = self else { return false };
+        let sqlx::Error::Database(error) = source else { return false };
+        // https://www.sqlite.org/rescode.html: FULL, IOERR_WRITE, IOERR_FSYNC, IOERR_TRUNCATE, IOERR_SHMSIZE.
+        matches!(error.code().as_deref(), Some("13" | "778" | "1034" | "1546" | "4874"))
+    }
 }
 
 /// The database; clones share it.

@@ -85,11 +85,26 @@ impl Db {
         rows.iter().map(from_row).collect()
     }
 
+    /// One version, current or not.
+    pub(crate) async fn template_version(&self, id: &str, version: &str) -> Result<Option<TemplateVersion>, DbError> {
+        let row = sqlx::query("SELECT * FROM templates WHERE id = ? AND version = ?")
+            .bind(id)
+            .bind(version)
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(query("read a template version"))?;
+        row.as_ref().map(from_row).transpose()
+    }
+
     /// Forgets versions that are neither current nor used by any sandbox that still has a disk; returns what they were.
     pub(crate) async fn delete_unused_template_versions(&self) -> Result<Vec<(String, String)>, DbError> {
         let rows = sqlx::query(
             "DELETE FROM templates WHERE current = 0 AND NOT EXISTS (SELECT 1 FROM sandboxes \
-             WHERE template_id = templates.id AND template_version = templates.version) RETURNING id, version",
+             WHERE template_id = templates.id AND template_version = templates.version) AND NOT EXISTS \
+             (SELECT 1 FROM layers WHERE template_id = templates.id AND template_version = templates.version) \
+             AND NOT EXISTS (SELECT 1 FROM snapshots WHERE template_id = templates.id AND template_version = templates.version) \
+             AND NOT EXISTS (SELECT 1 FROM warm WHERE template_id = templates.id AND template_version = templates.version) \
+             RETURNING id, version",
         )
         .fetch_all(&self.pool)
         .await

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use cove_protocol::frame::FrameError;
-use cove_protocol::vmm::{Event, ExitReason, MachineSpec, Reply, Request, Stats};
+use cove_protocol::vmm::{
+    Event, ExitReason, MachineSpec, Reply, Request, RestoreSpec, SnapshotFigures, SnapshotSpec, Stats,
+};
 use rustix::fs::inotify;
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
@@ -23,6 +25,9 @@ const START_DEADLINE: Duration = Duration::from_secs(30);
 
 /// How long any other request may take.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long a capture may take: all of the largest memory has to be written.
+const SNAPSHOT_DEADLINE: Duration = Duration::from_secs(300);
 
 /// Between binding its socket and listening on it a vmm refuses connections for some microseconds, and nothing tells when
 /// that is over: the one place where trying again is all one can do.
@@ -58,6 +63,32 @@ impl Control {
             }
             Reply::Started { vcpus, assist, .. } => Ok(Started { vcpus, assist }),
             other => Err(unexpected("start", &other)),
+        }
+    }
+
+    pub(crate) async fn restore(&mut self, spec: RestoreSpec) -> Result<Started, MachineError> {
+        let name = "restore";
+        match self.ask(name, &Request::Restore(Box::new(spec)), START_DEADLINE).await? {
+            Reply::Started { version, .. } if version != cove_protocol::VERSION => {
+                Err(MachineError::Version { vmm: version, engine: cove_protocol::VERSION })
+            }
+            Reply::Started { vcpus, assist, .. } => Ok(Started { vcpus, assist }),
+            other => Err(unexpected(name, &other)),
+        }
+    }
+
+    pub(crate) async fn snapshot(&mut self, spec: SnapshotSpec) -> Result<SnapshotFigures, MachineError> {
+        match self.ask("snapshot", &Request::Snapshot(Box::new(spec)), SNAPSHOT_DEADLINE).await? {
+            Reply::Snapshot(figures) => Ok(figures),
+            other => Err(unexpected("snapshot", &other)),
+        }
+    }
+
+    /// Asks what is answered by `Done`: pause, resume, stop.
+    pub(crate) async fn tell(&mut self, name: &'static str, request: &Request) -> Result<(), MachineError> {
+        match self.ask(name, request, REQUEST_DEADLINE).await? {
+            Reply::Done => Ok(()),
+            other => Err(unexpected(name, &other)),
         }
     }
 

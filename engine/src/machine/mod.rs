@@ -14,7 +14,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use cove_protocol::frame::FrameError;
-use cove_protocol::vmm::{ErrorKind, ExitReason, MachineSpec, Stats};
+use cove_protocol::vmm::{
+    ErrorKind, ExitReason, MachineSpec, Request, RestoreSpec, SnapshotFigures, SnapshotSpec, Stats,
+};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
@@ -27,6 +29,9 @@ use crate::host::Tools;
 
 /// How long a killed process may take to be gone; the kernel has to give back its memory first.
 const KILL_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How long a stopped process may take to be gone.
+const STOP_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How long the reason that a vmm gives may come after its end.
 const REASON_DEADLINE: Duration = Duration::from_millis(200);
@@ -109,6 +114,16 @@ pub enum MachineError {
     Exited(String),
 }
 
+impl MachineError {
+    /// The vmm's kind of failure, if it answered with one.
+    pub(crate) fn kind(&self) -> Option<ErrorKind> {
+        match self {
+            MachineError::Refused { kind, .. } => Some(*kind),
+            _ => None,
+        }
+    }
+}
+
 /// A machine's process and sockets.
 #[derive(Debug)]
 pub(crate) struct Machine {
@@ -157,6 +172,45 @@ impl Machine {
         let started = started.await?;
         self.listen_for_the_end().await?;
         Ok(started)
+    }
+
+    /// Makes the machine from a capture, and begins to listen for what it says of its end.
+    pub(crate) async fn restore(&self, listening: Listening, spec: RestoreSpec) -> Result<Started, MachineError> {
+        let started = self.or_ended(async {
+            let mut control = listening.connect().await?;
+            control.restore(spec).await
+        });
+        let started = started.await?;
+        self.listen_for_the_end().await?;
+        Ok(started)
+    }
+
+    /// Captures the machine.
+    pub(crate) async fn snapshot(&self, spec: SnapshotSpec) -> Result<SnapshotFigures, MachineError> {
+        self.or_ended(async { Control::connect(&self.control).await?.snapshot(spec).await }).await
+    }
+
+    /// Lets the vCPUs stand still.
+    pub(crate) async fn pause(&self) -> Result<(), MachineError> {
+        self.or_ended(async { Control::connect(&self.control).await?.tell("pause", &Request::Pause).await }).await
+    }
+
+    /// Lets the vCPUs go on.
+    pub(crate) async fn resume(&self) -> Result<(), MachineError> {
+        self.or_ended(async { Control::connect(&self.control).await?.tell("resume", &Request::Resume).await }).await
+    }
+
+    /// Flushes the disks and ends the process; kills it when it does not do so by itself. Returns when it is gone.
+    pub(crate) async fn stop(&self) -> Result<(), MachineError> {
+        let told = async { Control::connect(&self.control).await?.tell("stop", &Request::Stop).await }.await;
+        let gone = match told {
+            Ok(()) => timeout(STOP_DEADLINE, self.process.ended()).await.is_ok(),
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "a machine does not stop when it is told to");
+                false
+            }
+        };
+        if gone { Ok(()) } else { self.kill().await }
     }
 
     /// Begins to listen for what the machine says of its end.

@@ -54,6 +54,9 @@ pub enum AdmissionError {
     },
 }
 
+/// Memory that a restored machine takes before its guest does much, in MiB.
+const RESTORED_MEMORY_MIB: u64 = 64;
+
 /// What the host has, and what is promised of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Room {
@@ -80,12 +83,19 @@ impl Room {
         Ok(Self { memory_available_mib, disk_available_mib, live, starting })
     }
 
-    /// Says whether one more sandbox with `memory_mib` of memory fits.
-    pub(crate) fn admit(&self, limits: &EngineLimits, data_dir: &Path, memory_mib: u32) -> Result<(), AdmissionError> {
+    /// Says whether one more sandbox with `memory_mib` of memory fits. One that is `restored` shares what it only reads.
+    pub(crate) fn admit(
+        &self,
+        limits: &EngineLimits,
+        data_dir: &Path,
+        memory_mib: u32,
+        restored: bool,
+    ) -> Result<(), AdmissionError> {
         if self.live >= limits.sandboxes_max {
             return Err(AdmissionError::Count { count: self.live, max: limits.sandboxes_max });
         }
-        let needed_mib = limits.machine_memory_mib.min(u64::from(memory_mib));
+        let fresh_mib = if restored { RESTORED_MEMORY_MIB } else { u64::MAX };
+        let needed_mib = limits.machine_memory_mib.min(u64::from(memory_mib)).min(fresh_mib);
         let promised_mib = self.starting * limits.machine_memory_mib;
         if self.memory_available_mib < needed_mib + promised_mib + limits.memory_reserve_mib {
             return Err(AdmissionError::Memory {
@@ -95,7 +105,8 @@ impl Room {
                 reserve_mib: limits.memory_reserve_mib,
             });
         }
-        let needed_mib = limits.machine_disk_mib * (1 + self.starting);
+        // What a restored one has on the disk is there already.
+        let needed_mib = if restored { 0 } else { limits.machine_disk_mib * (1 + self.starting) };
         if self.disk_available_mib < needed_mib + limits.disk_reserve_mib {
             return Err(AdmissionError::Disk {
                 directory: data_dir.into(),
@@ -140,7 +151,7 @@ mod tests {
     use super::*;
 
     fn admit(room: Room) -> Result<(), AdmissionError> {
-        room.admit(&EngineLimits::default(), Path::new("/data"), 512)
+        room.admit(&EngineLimits::default(), Path::new("/data"), 512, false)
     }
 
     const PLENTY: Room = Room { memory_available_mib: 1 << 20, disk_available_mib: 1 << 20, live: 0, starting: 0 };

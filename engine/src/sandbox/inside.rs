@@ -1,17 +1,18 @@
 //! What is done inside a sandbox: commands and files. Runs at the same time as everything else; the driver is not asked,
 //! only where it says the sandbox is in its life.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
 use cove_protocol::guest::{self, Command, Exec, Exit, ExitStatus};
 use futures_util::Stream;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout_at};
 use tracing::Instrument;
 
 use super::driver::Handle;
 use super::spec::check_env;
-use super::{Sandbox, SandboxId, SandboxState};
+use super::{Active, Sandbox, SandboxId, SandboxState};
 use crate::Engine;
 use crate::agent::{Agent, Execution, FileStream};
 use crate::error::{BoxError, Error};
@@ -41,12 +42,13 @@ impl Engine {
     pub async fn exec(&self, id: &SandboxId, exec: Exec) -> Result<Execution, Error> {
         check_exec(&exec)?;
         let span = tracing::info_span!("exec", sandbox = %id);
-        let agent = self.agent(id, "running a command").await?;
+        let (agent, active) = self.agent(id, "running a command").await?;
         let (exec_id, command) = (self.shared.next_exec_id(), event_text(&exec.command));
         let (events, of, begun, ended_id) = (self.shared.events.clone(), id.clone(), Instant::now(), exec_id.clone());
         let on_end = move |exit: Option<Exit>| {
             let duration_ms = exit.map_or_else(|| begun.elapsed().as_millis() as u64, |exit| exit.duration_us / 1000);
             let exit_code = exit.map(|exit| exit_code(exit.status));
+            drop(active);
             tracing::debug!(?exit_code, duration_ms, "command ended");
             events.tell(&of, EventKind::ExecCompleted { exec_id: ended_id, exit_code, duration_ms });
         };
@@ -61,7 +63,8 @@ impl Engine {
     /// As [`Engine::exec`].
     pub async fn read_file(&self, id: &SandboxId, path: &str) -> Result<(guest::Entry, FileStream), Error> {
         check_path(path)?;
-        self.agent(id, "reading a file").await?.read_file(path).instrument(span("read_file", id)).await
+        let (agent, _active) = self.agent(id, "reading a file").await?;
+        agent.read_file(path).instrument(span("read_file", id)).await
     }
 
     /// Writes a file, all or nothing; returns how many bytes it has. Missing parents are made.
@@ -73,7 +76,8 @@ impl Engine {
         S: Stream<Item = Result<Bytes, BoxError>> + Send,
     {
         check_path(path)?;
-        self.agent(id, "writing a file").await?.write_file(path, mode, content).instrument(span("write_file", id)).await
+        let (agent, _active) = self.agent(id, "writing a file").await?;
+        agent.write_file(path, mode, content).instrument(span("write_file", id)).await
     }
 
     /// The entries below a directory, depth first; `depth` 1 is its entries alone.
@@ -85,7 +89,8 @@ impl Engine {
         if depth == 0 {
             return Err(Error::invalid("depth", "depth is 0, and must be 1 or more"));
         }
-        self.agent(id, "listing a directory").await?.list(path, depth).instrument(span("list", id)).await
+        let (agent, _active) = self.agent(id, "listing a directory").await?;
+        agent.list(path, depth).instrument(span("list", id)).await
     }
 
     /// What is at a path; a symbolic link is not followed.
@@ -94,7 +99,8 @@ impl Engine {
     /// As [`Engine::exec`].
     pub async fn stat(&self, id: &SandboxId, path: &str) -> Result<guest::Entry, Error> {
         check_path(path)?;
-        self.agent(id, "looking at a file").await?.stat(path).instrument(span("stat", id)).await
+        let (agent, _active) = self.agent(id, "looking at a file").await?;
+        agent.stat(path).instrument(span("stat", id)).await
     }
 
     /// Makes a directory and its parents; one that exists is fine.
@@ -103,7 +109,8 @@ impl Engine {
     /// As [`Engine::exec`].
     pub async fn make_dir(&self, id: &SandboxId, path: &str) -> Result<(), Error> {
         check_path(path)?;
-        self.agent(id, "making a directory").await?.make_dir(path).instrument(span("make_dir", id)).await
+        let (agent, _active) = self.agent(id, "making a directory").await?;
+        agent.make_dir(path).instrument(span("make_dir", id)).await
     }
 
     /// Removes a file or, with `recursive`, a directory and all in it.
@@ -112,7 +119,8 @@ impl Engine {
     /// As [`Engine::exec`].
     pub async fn remove(&self, id: &SandboxId, path: &str, recursive: bool) -> Result<(), Error> {
         check_path(path)?;
-        self.agent(id, "removing a file").await?.remove(path, recursive).instrument(span("remove", id)).await
+        let (agent, _active) = self.agent(id, "removing a file").await?;
+        agent.remove(path, recursive).instrument(span("remove", id)).await
     }
 
     /// Renames, across file systems too; missing parents of `to` are made.
@@ -122,41 +130,66 @@ impl Engine {
     pub async fn move_path(&self, id: &SandboxId, from: &str, to: &str) -> Result<(), Error> {
         check_path(from)?;
         check_path(to)?;
-        self.agent(id, "moving a file").await?.move_path(from, to).instrument(span("move", id)).await
+        let (agent, _active) = self.agent(id, "moving a file").await?;
+        agent.move_path(from, to).instrument(span("move", id)).await
     }
 
-    /// The agent of a sandbox that is or becomes command-ready.
-    async fn agent(&self, id: &SandboxId, operation: &'static str) -> Result<Agent, Error> {
+    /// The agent of a sandbox that is or becomes command-ready; a paused persistent one is resumed. While the second part
+    /// lives the sandbox is not idle.
+    async fn agent(&self, id: &SandboxId, operation: &'static str) -> Result<(Agent, Active), Error> {
+        use SandboxState::{Creating, Destroyed, Destroying, Paused, Pausing, Resuming, Running, Snapshotting};
         let handle = self.handle(id).await?;
+        let active = handle.activity.begin();
         let begun = Instant::now();
-        let sandbox = wait_while(&handle, READY_WAIT, SandboxState::Creating).await;
-        let agent = handle.live.borrow().agent.clone();
-        let sandbox = match (sandbox.state, agent) {
-            (SandboxState::Running, Some(agent)) => return Ok(agent),
-            // Its machine is no more, and the record is about to say so.
-            (SandboxState::Running, None) => wait_while(&handle, FAILURE_WAIT, SandboxState::Running).await,
-            _ => sandbox,
-        };
-        let (id, state) = (id.clone(), sandbox.state);
-        Err(match state {
-            SandboxState::Creating | SandboxState::Running => {
-                let waited_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-                Error::NotReady { id, state, waited_ms }
+        loop {
+            let sandbox = wait_for(&handle, begun + READY_WAIT, |state| {
+                !matches!(state, Creating | Pausing | Resuming | Snapshotting) || ready_agent(&handle, state).is_some()
+            });
+            let sandbox = sandbox.await;
+            if let Some(agent) = ready_agent(&handle, sandbox.state) {
+                return Ok((agent, active));
             }
-            SandboxState::Error => Error::SandboxFailed { id, reason: sandbox.last_error.unwrap_or_default() },
-            SandboxState::Destroying | SandboxState::Destroyed => Error::SandboxDestroyed(id),
-            SandboxState::Pausing | SandboxState::Paused | SandboxState::Resuming | SandboxState::Snapshotting => {
-                Error::WrongState { id, state, operation }
-            }
-        })
+            let id = id.clone();
+            return Err(match sandbox.state {
+                Paused if sandbox.persistent => {
+                    // One that is resumed by several is resumed once: the driver does one thing at a time.
+                    self.resume(&id, BTreeMap::new()).await?;
+                    continue;
+                }
+                // Its machine is no more, and the record is about to say so.
+                Running if begun.elapsed() < FAILURE_WAIT => {
+                    let _ = wait_for(&handle, begun + FAILURE_WAIT, |state| state != Running).await;
+                    continue;
+                }
+                state @ (Creating | Running | Pausing | Resuming | Snapshotting) => {
+                    let waited_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+                    Error::NotReady { id, state, waited_ms }
+                }
+                SandboxState::Error => Error::SandboxFailed { id, reason: sandbox.last_error.unwrap_or_default() },
+                Destroying | Destroyed => Error::SandboxDestroyed(id),
+                state @ Paused => Error::WrongState { id, state, operation },
+            });
+        }
+    }
+
+    /// The record of a sandbox once it is not being made any more, or after a while.
+    pub(crate) async fn wait_made(&self, id: &SandboxId) -> Result<Sandbox, Error> {
+        let handle = self.handle(id).await?;
+        Ok(wait_for(&handle, Instant::now() + READY_WAIT, |state| state != SandboxState::Creating).await)
     }
 }
 
-/// The record once it is not in `state` any more, or when the time is over or the server stops.
-async fn wait_while(handle: &Handle, within: Duration, state: SandboxState) -> Sandbox {
+/// The agent that can be asked in this state.
+fn ready_agent(handle: &Handle, state: SandboxState) -> Option<Agent> {
+    let usable = matches!(state, SandboxState::Running | SandboxState::Snapshotting);
+    handle.live.borrow().agent.clone().filter(|_| usable)
+}
+
+/// The record once its state is a wanted one, or at the deadline, or when the driver is gone.
+async fn wait_for(handle: &Handle, deadline: Instant, wanted: impl Fn(SandboxState) -> bool) -> Sandbox {
     let mut record = handle.record.clone();
     // The record that is then there is the answer in every case.
-    let _ = timeout(within, record.wait_for(|sandbox| sandbox.state != state)).await;
+    let _ = timeout_at(deadline, record.wait_for(|sandbox| wanted(sandbox.state))).await;
     record.borrow().clone()
 }
 

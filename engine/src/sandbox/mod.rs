@@ -12,49 +12,29 @@ pub(crate) mod driver;
 
 pub(crate) mod recovery;
 
+pub(crate) mod fork;
+
+mod activity;
+
 mod inside;
 
+mod life;
+
 use std::collections::BTreeMap;
-use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
+pub use activity::{Active, Activity};
 pub use state::{Action, SandboxState};
 
-use crate::random;
+use crate::id::text_id;
+use crate::snapshot::SnapshotId;
 
-/// A sandbox's id: `sbx_` and lower-case letters and digits; needs no escaping in a URL.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct SandboxId(String);
-
-impl SandboxId {
-    /// The id in `text`, if it has the form of one.
-    pub fn parse(text: &str) -> Option<Self> {
-        let rest = text.strip_prefix("sbx_")?;
-        let fine = !rest.is_empty()
-            && rest.len() <= 40
-            && rest.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
-        fine.then(|| Self(text.to_owned()))
-    }
-
-    /// A fresh id: 80 random bits.
-    pub(crate) fn generate() -> Self {
-        Self(format!("sbx_{}", random::letters::<16>()))
-    }
-
-    /// The id as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for SandboxId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
+text_id! {
+    /// A sandbox's id: `sbx_` and lower-case letters and digits; needs no escaping in a URL.
+    pub SandboxId, "sbx_"
 }
 
 /// The named sizes of the contract (6.3).
@@ -216,10 +196,22 @@ pub struct Sandbox {
     pub created_at: OffsetDateTime,
     /// When its session began: it became command-ready, by a boot or a resume.
     pub started_at: Option<OffsetDateTime>,
+    /// When its session's clock was started anew, later than `started_at`.
+    pub extended_at: Option<OffsetDateTime>,
+    /// When it was paused, while it is.
+    pub paused_at: Option<OffsetDateTime>,
+    /// Milliseconds that its earlier sessions ran, together.
+    pub ran_ms: u64,
     /// When it first was command-ready.
     pub ready_at: Option<OffsetDateTime>,
     /// When it was destroyed.
     pub destroyed_at: Option<OffsetDateTime>,
+    /// Counts the restores that led to its machine.
+    pub generation: u64,
+    /// The sandbox that it is a fork of.
+    pub forked_from: Option<SandboxId>,
+    /// The snapshot that it last came from or took.
+    pub snapshot_id: Option<SnapshotId>,
 }
 
 impl Sandbox {
@@ -228,8 +220,17 @@ impl Sandbox {
         if self.state != SandboxState::Running || self.always_on {
             return None;
         }
-        let end = self.started_at? + time::Duration::seconds(i64::from(self.timeout_sec));
+        let end = self.extended_at.or(self.started_at)? + time::Duration::seconds(i64::from(self.timeout_sec));
         Some(u64::try_from((end - now).whole_milliseconds()).unwrap_or(0))
+    }
+
+    /// Milliseconds that it ran in all its sessions.
+    pub fn runtime_ms(&self, now: OffsetDateTime) -> u64 {
+        let session = match (self.state, self.started_at) {
+            (SandboxState::Running | SandboxState::Snapshotting | SandboxState::Pausing, Some(began)) => now - began,
+            _ => time::Duration::ZERO,
+        };
+        self.ran_ms + u64::try_from(session.whole_milliseconds()).unwrap_or(0)
     }
 }
 
@@ -239,6 +240,10 @@ impl Sandbox {
 pub enum BootPath {
     /// Booted from its disk.
     Cold,
+    /// Made from its template's prepared machine.
+    Warm,
+    /// Went on from a captured machine: a resume, a restore or a fork.
+    Snapshot,
 }
 
 impl BootPath {
@@ -246,12 +251,38 @@ impl BootPath {
     pub fn as_str(self) -> &'static str {
         match self {
             BootPath::Cold => "cold",
+            BootPath::Warm => "warm",
+            BootPath::Snapshot => "snapshot",
         }
     }
 
     pub(crate) fn parse(text: &str) -> Option<Self> {
-        (text == "cold").then_some(BootPath::Cold)
+        [BootPath::Cold, BootPath::Warm, BootPath::Snapshot].into_iter().find(|path| path.as_str() == text)
     }
+}
+
+/// What to change of a sandbox; absent fields stay.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SandboxUpdate {
+    /// A new name; an inner `None` takes the name away.
+    pub name: Option<Option<String>>,
+    /// A new slug; an inner `None` takes it away.
+    pub slug: Option<Option<String>>,
+    /// New tags, in place of the old ones.
+    pub tags: Option<Vec<String>>,
+    /// Laid over the metadata; `null` removes a key. `miosa_persistent`, `keep_last_snapshots` and
+    /// `snapshot_expiration_sec` in it are honoured.
+    pub metadata: serde_json::Map<String, serde_json::Value>,
+    /// Seconds of a session, 1-86400.
+    pub timeout_sec: Option<u32>,
+    /// Seconds of inactivity, 0 (off) to 86400.
+    pub idle_timeout_sec: Option<u32>,
+    /// No timeout is enforced.
+    pub always_on: Option<bool>,
+    /// Kept when it stops.
+    pub persistent: Option<bool>,
+    /// Laid over the environment; processes that are started afterwards see it. `None` as a value removes a variable.
+    pub env: BTreeMap<String, Option<String>>,
 }
 
 /// Which sandboxes to list; every field that is set must match.

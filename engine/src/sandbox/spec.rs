@@ -5,8 +5,9 @@ use std::ops::RangeInclusive;
 
 use time::OffsetDateTime;
 
-use super::{Sandbox, SandboxId, SandboxSpec, SandboxState, Shape, Size};
+use super::{Sandbox, SandboxId, SandboxSpec, SandboxState, SandboxUpdate, Shape, Size};
 use crate::error::Error;
+use crate::snapshot::SnapshotId;
 use crate::template::Template;
 
 /// vCPUs of a sandbox.
@@ -29,6 +30,9 @@ pub const IDLE_TIMEOUT_SEC: RangeInclusive<u32> = 0..=86_400;
 
 /// Most characters of a name and of each external id.
 const NAME_CHARS_MAX: usize = 255;
+
+/// Most characters of a snapshot's comment.
+const COMMENT_CHARS_MAX: usize = 4096;
 
 /// Most characters of a slug: one label of a host name (RFC 1035, 2.3.4).
 const SLUG_CHARS_MAX: usize = 63;
@@ -97,8 +101,14 @@ impl SandboxSpec {
             boot_path: None,
             created_at: now,
             started_at: None,
+            extended_at: None,
+            paused_at: None,
+            ran_ms: 0,
             ready_at: None,
             destroyed_at: None,
+            generation: 0,
+            forked_from: None,
+            snapshot_id: None,
         })
     }
 
@@ -125,6 +135,66 @@ impl SandboxSpec {
         let default_size = Size::ALL.into_iter().find(|size| by_default && size.shape() == shape);
         Ok((self.size.or(default_size), shape))
     }
+}
+
+impl SandboxUpdate {
+    /// The record with this laid over it.
+    pub(crate) fn check(self, mut record: Sandbox) -> Result<Sandbox, Error> {
+        check_text("name", self.name.as_ref().and_then(Option::as_deref), NAME_CHARS_MAX)?;
+        check_slug(self.slug.as_ref().and_then(Option::as_deref))?;
+        if let Some(tags) = &self.tags {
+            check_tags(tags)?;
+        }
+        for (key, value) in self.metadata {
+            if value.is_null() {
+                record.metadata.remove(&key);
+            } else {
+                record.metadata.insert(key, value);
+            }
+        }
+        check_metadata(&record.metadata)?;
+        for (name, value) in self.env {
+            match value {
+                Some(value) => record.env.insert(name, value),
+                None => record.env.remove(&name),
+            };
+        }
+        check_env("env", record.env.iter().map(|(name, value)| (name.as_str(), value.as_str())))?;
+        // A policy in the metadata that was not changed here gives way to the field.
+        let policy = persistence(None, &record.metadata)?;
+        if let Some(persistent) = self.persistent {
+            record.metadata.remove("miosa_persistent");
+            record.persistent = persistent;
+        } else if record.metadata.contains_key("miosa_persistent") {
+            record.persistent = policy;
+        }
+        record.timeout_sec = in_range("timeout_sec", self.timeout_sec.unwrap_or(record.timeout_sec), TIMEOUT_SEC)?;
+        record.idle_timeout_sec =
+            in_range("idle_timeout_sec", self.idle_timeout_sec.unwrap_or(record.idle_timeout_sec), IDLE_TIMEOUT_SEC)?;
+        record.always_on = self.always_on.unwrap_or(record.always_on);
+        record.name = self.name.unwrap_or(record.name);
+        record.slug = self.slug.unwrap_or(record.slug);
+        record.tags = self.tags.unwrap_or(record.tags);
+        Ok(record)
+    }
+}
+
+/// What a caller says about a snapshot.
+pub(crate) fn check_snapshot(
+    name: Option<&str>,
+    comment: Option<&str>,
+    metadata: &serde_json::Map<String, serde_json::Value>,
+) -> Result<(), Error> {
+    check_text("name", name, NAME_CHARS_MAX)?;
+    // Names and ids are found by the same call.
+    if name.is_some_and(|name| SnapshotId::parse(name).is_some()) {
+        return Err(Error::invalid("name", "name has the form of a snapshot's id"));
+    }
+    if let Some(chars) = comment.map(|comment| comment.chars().count()).filter(|chars| *chars > COMMENT_CHARS_MAX) {
+        let message = format!("comment has {chars} characters, and at most {COMMENT_CHARS_MAX} are possible");
+        return Err(Error::invalid("comment", message));
+    }
+    check_metadata(metadata)
 }
 
 fn in_range(field: &'static str, value: u32, range: RangeInclusive<u32>) -> Result<u32, Error> {

@@ -1,43 +1,47 @@
-//! The steps of a start: disk, machine, agent ready. Run by the driver, which may drop them at any moment.
+//! The steps of a start: files, process, a boot or a restore, the agent's configuration. Run by drivers and by the builder
+//! of warm templates, which may drop them at any moment.
 //!
 //! ```text
-//!  files ─► disk layer ─► listen for the agent ─► vmm process ─► Start ─► agent reports ─► Configure ─► command-ready
+//!  boot:     directories ─► listen for the agent ─► vmm process ─► Start ─► agent reports ─► Configure ─► command-ready
+//!  restore:  directories ─► vmm process ─► Restore ────────────────────────────────────────► Configure ─► command-ready
 //! ```
 //!
 //! Whatever was made before a failure or a drop is found by its name: [`remove_files`] and the machine in [`Made`].
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use cove_protocol::guest::Configure;
-use cove_protocol::vmm::{ConsoleSpec, MachineSpec, VsockSpec};
+use cove_protocol::vmm::{ConsoleSpec, DiskSpec, ErrorKind, MachineSpec, RestoreSpec, VsockSpec};
 use time::OffsetDateTime;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::driver::{Live, Progress};
-use super::{Sandbox, SandboxId, spec};
+use super::{Sandbox, SandboxId, Shape, spec};
 use crate::agent::{Agent, AgentError, ReadySocket};
 use crate::config::Paths;
 use crate::data_dir::make_dir;
-use crate::db::{DbError, TemplateVersion};
-use crate::disk::{self, DiskError};
+use crate::db::DbError;
+use crate::disk::DiskError;
 use crate::error::Error;
 use crate::host::Tools;
+use crate::machine::control::Listening;
 use crate::machine::log::last_words;
 use crate::machine::{Machine, MachineError, MachineFiles};
 use crate::random;
 use crate::shared::Shared;
+use crate::storage::{Image, LayerId, Pin, layers};
 
 /// How long a machine may take from `Start` to the agent's report. Hosts that emulate the guest's kernel take ten
 /// seconds alone, and many times that when many start at once.
 const BOOT_DEADLINE: Duration = Duration::from_secs(180);
 
 /// How long a start may wait for its turn to boot.
-const TURN_DEADLINE: Duration = Duration::from_secs(600);
+pub(crate) const TURN_DEADLINE: Duration = Duration::from_secs(600);
 
 /// How long a whole start may take, its turn waited for: what the journal notes.
 pub(crate) const START_DEADLINE: Duration = Duration::from_secs(900);
@@ -64,7 +68,7 @@ pub(crate) enum StartError {
     ReadySocket(#[source] io::Error),
     #[error("the machine did not start")]
     Machine(#[source] MachineError),
-    #[error("the machine could not be noted")]
+    #[error("it could not be noted")]
     Database(#[source] DbError),
     #[error("the guest did not boot within {} s; the end of its console: {console}", BOOT_DEADLINE.as_secs())]
     Boot { console: String },
@@ -74,10 +78,41 @@ pub(crate) enum StartError {
     Configure(#[source] Box<Error>),
 }
 
-/// A started sandbox.
-#[derive(Debug)]
-pub(crate) struct Booted {
-    pub(crate) vcpus: u8,
+impl StartError {
+    /// The captured machine cannot be restored on this host, whatever is tried; its disk can be booted.
+    pub(crate) fn is_unfit_capture(&self) -> bool {
+        matches!(self, StartError::Machine(error) if error.kind() == Some(ErrorKind::Snapshot))
+    }
+
+    /// The host's disk is full.
+    pub(crate) fn is_no_space(&self) -> bool {
+        match self {
+            StartError::Machine(error) => error.kind() == Some(ErrorKind::NoSpace),
+            StartError::Disk(DiskError::Copy { source, .. }) => source.is_no_space(),
+            StartError::Files(error) => error.is_no_space(),
+            StartError::Database(error) => error.is_no_space(),
+            StartError::ReadySocket(source) => source.kind() == io::ErrorKind::StorageFull,
+            _ => false,
+        }
+    }
+}
+
+/// What a machine is made of, however it is started.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) id: SandboxId,
+    pub(crate) shape: Shape,
+    /// The template's base layer.
+    pub(crate) base: PathBuf,
+    /// The layers above it, lowest first; the last is the machine's own.
+    pub(crate) chain: Vec<LayerId>,
+}
+
+/// A captured machine that cannot go away while this lives.
+#[derive(Clone, Debug)]
+pub(crate) struct Memory {
+    pub(crate) image: Image,
+    pub(crate) _pin: Pin,
 }
 
 /// What a start made so far and its owner must take down; filled as it is made.
@@ -86,57 +121,98 @@ pub(crate) struct Made {
     pub(crate) machine: Option<Arc<Machine>>,
 }
 
-/// Boots a sandbox from a template's image. `live` is told how far it is.
-pub(crate) async fn cold_boot(
+impl Plan {
+    /// Its disk: what the vmm is given.
+    pub(crate) fn disk(&self, paths: &Paths) -> DiskSpec {
+        layers::disk(paths, &self.base, &self.chain)
+    }
+}
+
+/// Boots a machine and waits until its agent reports. `progress` is told how far it is. Returns the vCPUs it was granted.
+pub(crate) async fn boot(
     shared: &Shared,
     tools: &Tools,
-    sandbox: &Sandbox,
-    template: &TemplateVersion,
-    live: &watch::Sender<Live>,
-    record: watch::Receiver<Sandbox>,
+    plan: &Plan,
+    progress: &(dyn Fn(Progress) + Send + Sync),
     made: &mut Made,
-) -> Result<Booted, StartError> {
+) -> Result<u8, StartError> {
     let paths = &shared.config.paths;
-    let id = &sandbox.id;
-    // Boots are work for the host's CPUs: one after the other is ready sooner than all at once.
-    let _turn = timeout(TURN_DEADLINE, shared.boots.acquire()).await.map_err(|_| StartError::Turn)?;
-    for dir in [paths.sandbox(id), paths.sockets(id)] {
-        make_dir(&dir).map_err(|error| StartError::Files(Box::new(error)))?;
-    }
-    let (base, top) = (&template.template.root, paths.disk(id));
-    let bytes = u64::from(sandbox.shape.disk_size_mb) << 20;
-    disk::create_top(&tools.vmm, &top, base, bytes).await.map_err(StartError::Disk)?;
-    progress(live, Progress::DiskMade);
-
-    let ready = ReadySocket::listen(&paths.vsock_socket(id)).map_err(StartError::ReadySocket)?;
-    let (machine, listening) = Machine::spawn(tools, machine_files(paths, id)).map_err(StartError::Machine)?;
-    let machine = Arc::new(machine);
-    made.machine = Some(Arc::clone(&machine));
-    shared.db.put_machine(id, machine.identity()).await.map_err(StartError::Database)?;
-    let spec = machine_spec(shared, tools, sandbox, base, &top);
+    make_dirs(paths, &plan.id)?;
+    let ready = ReadySocket::listen(&paths.vsock_socket(&plan.id)).map_err(StartError::ReadySocket)?;
+    let (machine, listening) = spawn(shared, tools, &plan.id, made)?;
+    let vcpus = vcpus_granted(shared, plan.shape);
+    let spec = machine_spec(shared, tools, plan, vcpus);
     let started = machine.start(listening, spec).await.map_err(StartError::Machine)?;
     tracing::info!(vcpus = started.vcpus, assist = started.assist, "machine started");
-    live.send_modify(|live| {
-        live.progress = Progress::MachineStarted;
-        live.machine = Some(Arc::clone(&machine));
-    });
-
+    progress(Progress::MachineStarted);
     let report = tokio::select! {
         report = timeout(BOOT_DEADLINE, ready.wait()) => report,
         reason = machine.ended() => return Err(StartError::Machine(MachineError::Exited(reason))),
     };
-    let report = report.map_err(|_| StartError::Boot { console: last_words(&paths.console_log(id)) })?;
+    let report = report.map_err(|_| StartError::Boot { console: last_words(&paths.console_log(&plan.id)) })?;
     let report = report.map_err(StartError::Report)?;
     tracing::info!(boot_us = report.boot_us, kernel = report.kernel, "agent ready");
-    progress(live, Progress::AgentAnswered);
+    progress(Progress::AgentAnswered);
+    Ok(started.vcpus)
+}
 
-    let agent = Agent::new(paths.vsock_socket(id), record);
-    agent.configure(configuration(sandbox)).await.map_err(|error| StartError::Configure(Box::new(error)))?;
-    live.send_modify(|live| {
-        live.progress = Progress::Configured;
-        live.agent = Some(agent);
-    });
-    Ok(Booted { vcpus: started.vcpus })
+/// Makes a machine from a captured one; it runs at once with `resume`, and else stands still. Returns its vCPUs.
+pub(crate) async fn restore(
+    shared: &Shared,
+    tools: &Tools,
+    plan: &Plan,
+    image: &Image,
+    resume: bool,
+    made: &mut Made,
+) -> Result<u8, StartError> {
+    let begun = Instant::now();
+    let paths = &shared.config.paths;
+    make_dirs(paths, &plan.id)?;
+    let (machine, listening) = spawn(shared, tools, &plan.id, made)?;
+    let spawned_us = micros(begun);
+    let machine_spec = machine_spec(shared, tools, plan, image.vcpus);
+    let spec = RestoreSpec { machine: machine_spec, snapshot: paths.image(&image.id), resume };
+    let started = machine.restore(listening, spec).await.map_err(StartError::Machine)?;
+    tracing::info!(image = %image.id, spawned_us, restored_us = micros(begun), "machine restored");
+    Ok(started.vcpus)
+}
+
+/// Tells a machine's agent who the machine is now. With `fresh` it gets a machine id of its own.
+pub(crate) async fn configure(agent: &Agent, sandbox: &Sandbox, fresh: bool) -> Result<(), StartError> {
+    let begun = Instant::now();
+    let configured = agent.configure(configuration(sandbox, fresh)).await;
+    tracing::info!(configured_us = micros(begun), "agent configured");
+    configured.map_err(|error| StartError::Configure(Box::new(error)))
+}
+
+/// Microseconds since `begun`.
+pub(crate) fn micros(begun: Instant) -> u64 {
+    u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX)
+}
+
+/// The vCPUs that a shape is granted on this host.
+pub(crate) fn vcpus_granted(shared: &Shared, shape: Shape) -> u8 {
+    u8::try_from(shape.cpu_count).unwrap_or(u8::MAX).min(shared.host.probe.vcpus_max)
+}
+
+fn make_dirs(paths: &Paths, id: &SandboxId) -> Result<(), StartError> {
+    for dir in [paths.sandbox(id), paths.sockets(id)] {
+        make_dir(&dir).map_err(|error| StartError::Files(Box::new(error)))?;
+    }
+    Ok(())
+}
+
+fn spawn(
+    shared: &Shared,
+    tools: &Tools,
+    id: &SandboxId,
+    made: &mut Made,
+) -> Result<(Arc<Machine>, Listening), StartError> {
+    let files = machine_files(&shared.config.paths, id);
+    let (machine, listening) = Machine::spawn(tools, files).map_err(StartError::Machine)?;
+    let machine = Arc::new(machine);
+    made.machine = Some(Arc::clone(&machine));
+    Ok((machine, listening))
 }
 
 /// Where a sandbox's machine has its files.
@@ -144,10 +220,10 @@ pub(crate) fn machine_files(paths: &Paths, id: &SandboxId) -> MachineFiles {
     MachineFiles { control: paths.control_socket(id), vmm_log: paths.vmm_log(id), console_log: paths.console_log(id) }
 }
 
-/// What stays of a sandbox's files when its machine is no more; sockets never do.
+/// What stays of a sandbox when its machine is no more; sockets never do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Leftover {
-    /// The machine died, and what the user wrote is still there.
+    /// The machine died or was paused, and what the user wrote is still there.
     DiskAndLogs,
     /// The start failed, and the logs say why.
     Logs,
@@ -155,15 +231,11 @@ pub(crate) enum Leftover {
     Nothing,
 }
 
-/// Removes a sandbox's files. What is not there is fine.
+/// Removes a sandbox's files. What is not there is fine. Its layers and images go when nothing refers to them.
 pub(crate) fn remove_files(paths: &Paths, id: &SandboxId, leftover: Leftover) -> Result<(), Error> {
     remove_dir(&paths.sockets(id))?;
     match leftover {
-        Leftover::DiskAndLogs => Ok(()),
-        Leftover::Logs => match fs::remove_file(paths.disk(id)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::file("remove", paths.disk(id))(error)),
-            _ => Ok(()),
-        },
+        Leftover::DiskAndLogs | Leftover::Logs => Ok(()),
         Leftover::Nothing => remove_dir(&paths.sandbox(id)),
     }
 }
@@ -175,23 +247,17 @@ pub(crate) fn remove_dir(path: &Path) -> Result<(), Error> {
     }
 }
 
-fn progress(live: &watch::Sender<Live>, progress: Progress) {
-    live.send_modify(|live| live.progress = progress);
-}
-
-fn machine_spec(shared: &Shared, tools: &Tools, sandbox: &Sandbox, base: &Path, top: &Path) -> MachineSpec {
+fn machine_spec(shared: &Shared, tools: &Tools, plan: &Plan, vcpus: u8) -> MachineSpec {
     let paths = &shared.config.paths;
-    let asked = u8::try_from(sandbox.shape.cpu_count).unwrap_or(u8::MAX);
-    let vcpus = asked.min(shared.host.probe.vcpus_max);
     MachineSpec {
-        id: sandbox.id.to_string(),
+        id: plan.id.to_string(),
         vcpus,
-        memory_mib: sandbox.shape.memory_mb,
+        memory_mib: plan.shape.memory_mb,
         kernel: tools.kernel(&shared.host.probe, vcpus),
         kernel_args: tools.kernel_args(&shared.host.probe),
-        disks: vec![disk::chain(base, top)],
-        vsock: VsockSpec { guest_cid: GUEST_CID, socket: paths.vsock_socket(&sandbox.id) },
-        console: ConsoleSpec { log: paths.console_log(&sandbox.id), bytes_max: CONSOLE_BYTES_MAX },
+        disks: vec![plan.disk(paths)],
+        vsock: VsockSpec { guest_cid: GUEST_CID, socket: paths.vsock_socket(&plan.id) },
+        console: ConsoleSpec { log: paths.console_log(&plan.id), bytes_max: CONSOLE_BYTES_MAX },
     }
 }
 
@@ -201,14 +267,19 @@ pub(crate) fn hostname(id: &SandboxId) -> String {
 }
 
 /// What the agent is told before the sandbox is called ready.
-pub(crate) fn configuration(sandbox: &Sandbox) -> Configure {
+fn configuration(sandbox: &Sandbox, fresh: bool) -> Configure {
     let clock_us = u64::try_from(OffsetDateTime::now_utc().unix_timestamp_nanos() / 1000).unwrap_or(0);
     Configure {
         hostname: hostname(&sandbox.id),
         env: spec::env_pairs(&sandbox.env),
         clock_us,
         entropy: random::bytes::<ENTROPY_BYTES>().to_vec().into(),
-        machine_id: random::machine_id(),
-        generation: 0,
+        machine_id: if fresh { random::machine_id() } else { String::new() },
+        generation: sandbox.generation,
     }
+}
+
+/// Tells whoever watches a sandbox how far its start is.
+pub(crate) fn progress(live: &watch::Sender<Live>, progress: Progress) {
+    live.send_modify(|live| live.progress = progress);
 }

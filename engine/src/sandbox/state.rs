@@ -3,9 +3,12 @@
 //! ```text
 //!              Booted            PauseBegun          Saved
 //!  Creating ──────────► Running ──────────► Pausing ──────► Paused
-//!     │                  ▲  │                                 │
-//!     │           Woken  │  └──────── SnapshotBegun ──► Snapshotting ──► Running | Paused
-//!     │         Resuming ◄──────────────────────── ResumeBegun
+//!     │                  ▲  │  ▲ └ PauseUndone ─┘             │ ▲
+//!     │                  │  │  └───────────┐                  │ │
+//!     │           Woken  │  └─ SnapshotBegun ─► Snapshotting ─┼─┘ SnapshotDone...
+//!     │         Resuming ◄──────────────────────── ResumeBegun┘
+//!     │            ▲ └ ResumeUndone ─► Paused
+//!     │            └── RestoreBegun ── Running | Paused | Error        (ResumeBegun: also from Error)
 //!     │
 //!     └─ any of these ── Failed ──► Error       any but Destroyed ── DestroyBegun ──► Destroying ── Gone ──► Destroyed
 //! ```
@@ -33,7 +36,8 @@ pub enum SandboxState {
     Resuming,
     /// File system and memory are being captured.
     Snapshotting,
-    /// It failed; the reason is in the record. Only destroy is possible.
+    /// It failed; the reason is in the record. It can be destroyed; a restore from a snapshot, or
+    /// a resume from what its disk holds, may bring it back.
     Error,
     /// Being removed.
     Destroying,
@@ -49,10 +53,16 @@ pub enum Action {
     Booted,
     /// A pause, a stop or a timeout begins.
     PauseBegun,
+    /// The pause failed, and the machine runs on.
+    PauseUndone,
     /// The pause is done.
     Saved,
     /// A resume begins.
     ResumeBegun,
+    /// A restore in place begins: the machine is ended, and another goes on from the snapshot.
+    RestoreBegun,
+    /// The resume failed, and the sandbox stays paused.
+    ResumeUndone,
     /// The agent answered after a resume.
     Woken,
     /// A snapshot begins.
@@ -71,11 +81,14 @@ pub enum Action {
 
 impl Action {
     /// Every action.
-    pub const ALL: [Action; 11] = [
+    pub const ALL: [Action; 14] = [
         Action::Booted,
         Action::PauseBegun,
+        Action::PauseUndone,
         Action::Saved,
         Action::ResumeBegun,
+        Action::RestoreBegun,
+        Action::ResumeUndone,
         Action::Woken,
         Action::SnapshotBegun,
         Action::SnapshotDoneRunning,
@@ -107,8 +120,11 @@ impl SandboxState {
         match (self, action) {
             (Creating, Booted) => Some(Running),
             (Running, PauseBegun) => Some(Pausing),
+            (Pausing, PauseUndone) => Some(Running),
             (Pausing, Saved) => Some(Paused),
-            (Paused, ResumeBegun) => Some(Resuming),
+            (Paused | Error, ResumeBegun) => Some(Resuming),
+            (Running | Paused | Error, RestoreBegun) => Some(Resuming),
+            (Resuming, ResumeUndone) => Some(Paused),
             (Resuming, Woken) => Some(Running),
             (Running | Paused, SnapshotBegun) => Some(Snapshotting),
             (Snapshotting, SnapshotDoneRunning) => Some(Running),
@@ -206,9 +222,13 @@ mod tests {
     }
 
     #[test]
-    fn an_error_can_only_be_destroyed() {
+    fn an_error_can_only_be_destroyed_resumed_and_restored() {
         for action in Action::ALL {
-            let expected = (action == Action::DestroyBegun).then_some(SandboxState::Destroying);
+            let expected = match action {
+                Action::DestroyBegun => Some(SandboxState::Destroying),
+                Action::ResumeBegun | Action::RestoreBegun => Some(SandboxState::Resuming),
+                _ => None,
+            };
             assert_eq!(SandboxState::Error.after(action), expected, "{action:?}");
         }
     }
@@ -218,7 +238,17 @@ mod tests {
         for state in SandboxState::ALL.into_iter().filter(|state| state.is_transitional()) {
             assert_eq!(state.after(Action::Failed), Some(SandboxState::Error), "{state}");
         }
-        for ending in [Action::Booted, Action::Saved, Action::Woken, Action::Gone] {
+        let endings = [
+            Action::Booted,
+            Action::PauseUndone,
+            Action::Saved,
+            Action::ResumeUndone,
+            Action::Woken,
+            Action::SnapshotDoneRunning,
+            Action::SnapshotDonePaused,
+            Action::Gone,
+        ];
+        for ending in endings {
             for state in SandboxState::ALL.into_iter().filter(|state| !state.is_transitional()) {
                 assert_eq!(state.after(ending), None, "{state} {ending:?}");
             }
@@ -236,7 +266,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_sequence_of_actions_leaves_destroyed_or_error_but_by_destroy(
+        fn no_sequence_of_actions_leaves_destroyed_or_error_but_by_destroy_and_restore(
             start in proptest::sample::select(SandboxState::ALL.to_vec()),
             actions in proptest::collection::vec(proptest::sample::select(Action::ALL.to_vec()), 0..40),
         ) {
@@ -245,7 +275,7 @@ mod tests {
                 let Some(next) = state.after(action) else { continue };
                 prop_assert_ne!(state, SandboxState::Destroyed);
                 if state == SandboxState::Error {
-                    prop_assert_eq!(next, SandboxState::Destroying);
+                    prop_assert!(matches!(next, SandboxState::Destroying | SandboxState::Resuming));
                 }
                 if next == SandboxState::Destroyed {
                     prop_assert_eq!(state, SandboxState::Destroying);

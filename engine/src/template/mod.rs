@@ -2,6 +2,8 @@
 
 pub(crate) mod store;
 
+pub(crate) mod warm;
+
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};

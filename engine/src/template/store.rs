@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{SeekFrom as RawSeekFrom, ioctl_ficlone, seek};
@@ -185,6 +185,21 @@ fn take_over(from: &Path, to: &Path) -> Result<(), Error> {
     target.set_permissions(fs::Permissions::from_mode(0o400)).map_err(failed())?;
     target.sync_all().map_err(failed())?;
     fs::rename(&part, to).map_err(failed())
+}
+
+/// Copies a file that must not exist yet: reflink where the file system can, else without the holes.
+pub(crate) fn copy_file(from: &Path, to: &Path) -> Result<(), Error> {
+    let mut source = File::open(from).map_err(Error::file("read", from))?;
+    let target = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to);
+    let mut target = target.map_err(Error::file("make", to))?;
+    if ioctl_ficlone(&target, &source).is_err()
+        && let Err(error) = copy_sparse(&mut source, &mut target)
+    {
+        // Half a file is worse than none; if it cannot be removed either, the first error says more.
+        let _ = fs::remove_file(to);
+        return Err(Error::file("copy to", to)(error));
+    }
+    Ok(())
 }
 
 /// Copies what is not a hole (lseek(2), `SEEK_DATA`).
