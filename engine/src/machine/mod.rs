@@ -8,6 +8,9 @@ pub(crate) mod control;
 
 pub(crate) mod log;
 
+#[cfg(test)]
+pub(crate) mod mock;
+
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;

@@ -83,20 +83,19 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn the_clock_stands_while_something_goes_on() {
         let activity = Activity::new();
-        let begun = Instant::now();
-        assert_eq!(activity.idle(), Some(begun));
-        tokio::time::advance(Duration::from_secs(5)).await;
+        let begun = activity.idle().unwrap();
         activity.touch();
-        assert_eq!(activity.idle(), Some(begun + Duration::from_secs(5)));
+        assert!(activity.idle() >= Some(begun));
         let (first, second) = (activity.begin(), activity.begin());
-        tokio::time::advance(Duration::from_secs(5)).await;
         drop(first);
         assert_eq!(activity.idle(), None);
+        let before = Instant::now();
         drop(second);
-        activity.ended().await;
-        assert_eq!(activity.idle(), Some(begun + Duration::from_secs(10)));
+        // Told, though nobody waited at that moment.
+        tokio::time::timeout(Duration::from_secs(10), activity.ended()).await.unwrap();
+        assert!(activity.idle() >= Some(before));
     }
 }

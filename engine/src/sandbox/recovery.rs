@@ -420,4 +420,4 @@ fn orphan_dirs(parent: &Path, known: &HashSet<SandboxId>) -> Result<Vec<PathBuf>
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -155,7 +155,7 @@ async fn bring_up(
                 let reason = super::chain(&error);
                 tracing::warn!(reason, "the captured machine cannot be restored here: a boot from the disk follows");
                 warm::forget(shared, &memory.image.id).await;
-                end_unfit(made).await?;
+                end_unfit(shared, &plan, made).await?;
                 cold = Some(reason);
             }
             Err(error) => return Err(error),
@@ -179,12 +179,13 @@ pub(super) async fn turn(turns: &tokio::sync::Semaphore) -> Result<tokio::sync::
     turn.map_err(|_| StartError::Turn)
 }
 
-/// Ends the process that refused to restore a machine.
-pub(super) async fn end_unfit(made: &mut Made) -> Result<(), StartError> {
-    match made.machine.take() {
-        Some(machine) => machine.kill().await.map_err(StartError::Machine),
-        None => Ok(()),
+/// Ends the process that refused to restore a machine, and clears its places for the next one.
+pub(super) async fn end_unfit(shared: &Shared, plan: &Plan, made: &mut Made) -> Result<(), StartError> {
+    if let Some(machine) = made.machine.take() {
+        machine.kill().await.map_err(StartError::Machine)?;
     }
+    let sockets = shared.config.paths.sockets(&plan.id);
+    start::remove_dir(&sockets).map_err(|error| StartError::Files(Box::new(error)))
 }
 
 /// `work`, unless a destroy or the server's end comes first; other requests wait until it is done.

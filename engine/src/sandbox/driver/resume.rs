@@ -279,7 +279,7 @@ async fn bring_back(
                     return Ok(Up { vcpus, path: BootPath::Snapshot, chain, cold: None });
                 }
                 Err(error) if error.is_unfit_capture() => {
-                    end_unfit(&mut waking.made).await?;
+                    end_unfit(shared, &waking.plan, &mut waking.made).await?;
                     cold = Some(chain(&error));
                 }
                 Err(error) => return Err(error),

@@ -44,12 +44,14 @@ impl Driver {
 
     /// Ends the session if a clock says so: a persistent sandbox is paused, another one destroyed. True when it is gone.
     pub(super) async fn look_at_clocks(&mut self) -> bool {
-        let now = Instant::now();
-        if self.not_before.is_some_and(|not_before| now < not_before) {
+        if self.not_before.is_some_and(|not_before| Instant::now() < not_before) {
             return false;
         }
+        // The clock is read after the ends, which count from it.
+        let (timeout, idle) = (self.session_end(), self.idle_end());
+        let now = Instant::now();
         let over = |end: Option<Instant>| end.is_some_and(|end| end <= now);
-        let over = match (over(self.session_end()), over(self.idle_end())) {
+        let over = match (over(timeout), over(idle)) {
             (true, _) => Over::Timeout,
             (false, true) => Over::Idle,
             (false, false) => return false,

@@ -4,6 +4,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::time::Duration;
 
 use super::*;
 use crate::config::Paths;
@@ -77,6 +78,7 @@ pub(crate) fn scripted(folder: &Path, disk: &str, machine: &str) -> EngineConfig
         guest_dir: Some(guest),
         vmm: Some(vmm),
         kvm: None,
+        warm_pool: 0,
         limits: EngineLimits::default(),
     }
 }
@@ -87,7 +89,8 @@ async fn a_disk_that_cannot_be_made_is_the_reason() {
     let mut events = host.engine.events();
     let (id, reason) = host.failed_create().await;
     assert!(reason.starts_with("the disk could not be made: The disk ") && reason.ends_with(": no room"), "{reason}");
-    assert!(!host.paths.sockets(&id).exists() && !host.paths.disk(&id).exists());
+    assert!(!host.paths.sockets(&id).exists());
+    assert_eq!(fs::read_dir(host.paths.layers()).unwrap().count(), 0);
     let error = host.engine.exec(&id, crate::agent::tests::exec()).await.unwrap_err();
     assert!(matches!(error, Error::SandboxFailed { .. }), "{error}");
     host.destroy(&id).await;
@@ -101,7 +104,7 @@ async fn a_disk_that_cannot_be_made_is_the_reason() {
 
 #[tokio::test]
 async fn a_vmm_that_ends_at_once_is_the_reason_with_its_last_words() {
-    let host = Host::start("exit 0", "echo cannot open the gate >&2; exit 7").await;
+    let host = Host::start(r#": > "$5""#, "echo cannot open the gate >&2; exit 7").await;
     let (id, reason) = host.failed_create().await;
     let expected =
         "the machine did not start: the vmm process exited with code 7; the end of its vmm log: cannot open the gate";
@@ -114,7 +117,7 @@ async fn a_vmm_that_ends_at_once_is_the_reason_with_its_last_words() {
 #[tokio::test]
 async fn a_create_is_taken_back_by_a_destroy_and_by_the_end_of_the_server() {
     // This vmm never listens.
-    let host = Host::start("exit 0", "exec sleep 1000").await;
+    let host = Host::start(r#": > "$5""#, "exec sleep 1000").await;
     let mut live = host.create().await;
     let both = tokio::join!(host.engine.destroy(&live.id), host.engine.destroy(&live.id));
     assert_eq!(both.0.unwrap().state, SandboxState::Destroyed);

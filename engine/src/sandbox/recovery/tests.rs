@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::config::Paths;
-use crate::db::tests::sandbox;
+use crate::db::tests::{layer, sandbox};
 use crate::db::{Db, OperationKind, TemplateVersion};
 use crate::sandbox::SandboxSpec;
 use crate::template::tests::template;
@@ -27,7 +27,7 @@ impl Left {
     async fn new() -> Left {
         let folder = tempfile::tempdir().unwrap();
         let paths = Paths { data: folder.path().join("data"), runtime: folder.path().join("run") };
-        for dir in [&paths.templates(), &paths.sandboxes(), &paths.runtime] {
+        for dir in [&paths.templates(), &paths.sandboxes(), &paths.layers(), &paths.runtime] {
             fs::create_dir_all(dir).unwrap();
         }
         fs::set_permissions(&paths.runtime, fs::Permissions::from_mode(0o700)).unwrap();
@@ -39,7 +39,9 @@ impl Left {
     /// A sandbox in `state`, with files and sockets.
     async fn sandbox(&self, state: SandboxState, change: impl FnOnce(&mut Sandbox)) -> Sandbox {
         let mut it = sandbox(SandboxSpec::default());
-        self.db.begin_create(&it, "v1", MINUTE).await.unwrap().unwrap();
+        let layer = layer(None);
+        self.db.begin_create(&it, "v1", &layer, MINUTE).await.unwrap().unwrap();
+        fs::write(self.paths.layer(&layer.id), "").unwrap();
         self.files(&it.id);
         change(&mut it);
         it.state = state;
@@ -57,7 +59,7 @@ impl Left {
         for dir in [self.paths.sandbox(id), self.paths.sockets(id)] {
             fs::create_dir_all(dir).unwrap();
         }
-        for file in [self.paths.disk(id), self.paths.console_log(id), self.paths.control_socket(id)] {
+        for file in [self.paths.console_log(id), self.paths.control_socket(id)] {
             fs::write(file, "").unwrap();
         }
     }
@@ -75,9 +77,16 @@ impl Left {
             }
         };
         if let Some(id) = noted {
-            self.db.put_machine(id, found).await.unwrap();
+            self.note(id, found).await;
         }
         child
+    }
+
+    /// Notes a sandbox's machine.
+    async fn note(&self, id: &SandboxId, machine: MachineRow) {
+        let (it, holding) = (self.db.sandbox(id).await.unwrap().unwrap(), self.db.holding(id).await.unwrap());
+        let step = Step { machine: Some(MachineStep::Put(machine, &[])), ..Step::default() };
+        self.db.step(Step { sandbox: Some((&it, &holding)), ..step }).await.unwrap();
     }
 
     /// Starts an engine on what was left. It finds no vmm, so it can make nothing new.
@@ -93,6 +102,12 @@ impl Left {
         let engine = Engine::start(config).await.unwrap();
         (self.folder, engine)
     }
+}
+
+/// Layers on the disk, patterns left out.
+fn layers_left(paths: &Paths) -> usize {
+    let names = fs::read_dir(paths.layers()).unwrap().map(|entry| entry.unwrap().file_name());
+    names.filter(|name| name.to_str().unwrap().starts_with("lay_")).count()
 }
 
 /// A killed child of ours stays a zombie until it is waited for.
@@ -116,7 +131,7 @@ async fn a_half_done_create_is_undone() {
         let record = engine.get(it.id.as_str()).await.unwrap();
         assert_eq!(record.state, SandboxState::Error);
         assert_eq!(record.last_error.unwrap(), "the server ended while this sandbox was being created");
-        assert!(!paths.sockets(&it.id).exists() && !paths.disk(&it.id).exists());
+        assert!(!paths.sockets(&it.id).exists() && layers_left(&paths) == 0);
         assert_eq!(engine.destroy(&it.id).await.unwrap().state, SandboxState::Destroyed);
         assert!(!paths.sandbox(&it.id).exists());
     }
@@ -143,14 +158,14 @@ async fn a_half_done_destroy_is_finished() {
 async fn a_running_sandbox_without_its_machine_is_an_error_and_keeps_its_disk() {
     let left = Left::new().await;
     let it = left.sandbox(SandboxState::Running, |_| {}).await;
-    let (_, stranger) =
-        (left.db.put_machine(&it.id, MachineRow { pid: 1, start_ticks: 0 }).await.unwrap(), it.id.clone());
+    left.note(&it.id, MachineRow { pid: 1, start_ticks: 0 }).await;
+    let stranger = it.id.clone();
     let paths = left.paths.clone();
     let (_folder, engine) = left.start().await;
     let record = engine.get(stranger.as_str()).await.unwrap();
     assert_eq!(record.state, SandboxState::Error);
     assert_eq!(record.last_error.unwrap(), "its machine ended while no server watched it");
-    assert!(paths.disk(&it.id).exists() && !paths.sockets(&it.id).exists());
+    assert!(layers_left(&paths) == 1 && !paths.sockets(&it.id).exists());
     engine.destroy(&it.id).await.unwrap();
     engine.shutdown().await;
 }
@@ -215,7 +230,7 @@ const SILENT_VMM: &str = r#"mkfifo "$2.pipe"; exec /bin/sh -c 'read line <"$2.pi
 
 /// An engine on a directory whose last one has ended. A program that another test starts at this moment has, from its
 /// fork to its exec, the last engine's lock too.
-async fn started(config: &EngineConfig) -> Engine {
+pub(crate) async fn started(config: &EngineConfig) -> Engine {
     let mut again = tokio::time::interval(Duration::from_millis(10));
     let lock_is_free = async {
         loop {
@@ -250,7 +265,7 @@ fn broken_off(config: EngineConfig, after: Duration) {
 #[test]
 fn whenever_a_server_ends_the_next_one_reaches_a_legal_state_and_nothing_is_left() {
     let folder = tempfile::tempdir().unwrap();
-    let config = driver::tests::scripted(folder.path(), "touch \"$9\"", SILENT_VMM);
+    let config = driver::tests::scripted(folder.path(), "touch \"$5\"", SILENT_VMM);
     let paths = Paths { data: folder.path().join("data"), runtime: folder.path().join("run") };
     for after_ms in [0, 1, 3, 5, 8, 12, 17, 25, 40, 80] {
         broken_off(config.clone(), Duration::from_millis(after_ms));
@@ -265,7 +280,8 @@ fn whenever_a_server_ends_the_next_one_reaches_a_legal_state_and_nothing_is_left
                 assert_eq!(engine.destroy(&sandbox.id).await.unwrap().state, SandboxState::Destroyed);
             }
             assert_eq!(vmm_processes(&paths.runtime).unwrap(), [], "after {after_ms} ms");
-            for dir in [&paths.sandboxes(), &paths.runtime] {
+            assert_eq!(layers_left(&paths), 0, "after {after_ms} ms");
+            for dir in [&paths.sandboxes(), &paths.runtime, &paths.images()] {
                 assert_eq!(fs::read_dir(dir).unwrap().count(), 0, "{} after {after_ms} ms", dir.display());
             }
             engine.shutdown().await;
