@@ -67,6 +67,11 @@ impl RunningCommand {
         }
     }
 
+    /// How long it has run.
+    pub fn age(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.started)
+    }
+
     /// When the command's time runs out, while that still matters.
     pub fn deadline(&self) -> Option<Instant> {
         self.deadline.filter(|_| !self.timed_out && self.exit.is_none())

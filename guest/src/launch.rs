@@ -23,7 +23,7 @@ use crate::{
     environment::Environment,
     failure::{Failure, absolute},
     process::{Program, SpawnError, Spawner, Stdio, Step},
-    shell::{self, FastShell},
+    shell::FastShell,
 };
 
 /// Shells that run a line, the best first, after the fast one. Not as a login shell: that would read profile files on
@@ -89,25 +89,29 @@ impl Launcher {
         Ok(Self { spawner: Spawner::default(), shell, null: File::open("/dev/null")? })
     }
 
-    /// Starts the command of a request with `sandbox`'s environment under its own.
+    /// Starts a request's program.
     ///
     /// # Errors
     /// Names the field that is wrong, or what could not be run.
-    pub fn launch(&mut self, exec: &Exec, sandbox: &[(String, String)], pipes: Pipes) -> Result<Launched, Failure> {
-        let program = self.program(exec, sandbox)?;
+    pub fn launch(&mut self, exec: &Exec, program: &Program, pipes: Pipes) -> Result<Launched, Failure> {
         let stdin = if exec.stdin { Some(input_pipe()?) } else { None };
         let stdio = Stdio {
             stdin: stdin.as_ref().map_or(self.null.as_fd(), |(_, theirs)| theirs.as_fd()),
             stdout: pipes.stdout.1.as_fd(),
             stderr: pipes.stderr.1.as_fd(),
+            go: None,
         };
-        let pid = self.spawner.spawn(&program, stdio).map_err(|error| explain(exec, &program, &error))?;
+        let pid = self.spawner.spawn(program, stdio).map_err(|error| explain(exec, program, &error))?;
         let Pipes { stdout, stderr } = pipes;
         let theirs = (stdout.1, stderr.1);
         Ok(Launched { pid, stdin: stdin.map(|(ours, _)| ours), stdout: stdout.0, stderr: stderr.0, theirs })
     }
 
-    fn program(&self, exec: &Exec, sandbox: &[(String, String)]) -> Result<Program, Failure> {
+    /// What a request runs, with `sandbox`'s environment under its own.
+    ///
+    /// # Errors
+    /// Names the field that is wrong.
+    pub fn program(&self, exec: &Exec, sandbox: &[(String, String)]) -> Result<Program, Failure> {
         let account = Account::find(exec.user.as_deref())?;
         let environment = Environment::merge(&account, sandbox, &exec.env)?;
         let (candidates, argv) = match &exec.command {
@@ -126,8 +130,16 @@ impl Launcher {
         })
     }
 
+    /// True when a waiting shell can be what this request asks for: a line for the fast shell, as root, with nothing to read.
+    pub fn fits_waiting_shell(&self, exec: &Exec, program: &Program) -> bool {
+        matches!(exec.command, Command::Shell(_))
+            && !exec.stdin
+            && program.identity.is_none()
+            && program.candidates.first().is_some_and(|first| first.as_c_str() == self.shell.path())
+    }
+
     fn shell(&self, line: &str) -> Result<CandidatesAndArgv, Failure> {
-        let fast = self.shell.is_good().then_some(shell::COPY);
+        let fast = self.shell.is_good().then(|| self.shell.path());
         let candidates = fast.into_iter().chain(SHELLS).map(CStr::to_owned).collect();
         Ok((candidates, vec![word("bash")?, word("-c")?, word(line)?]))
     }

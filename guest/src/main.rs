@@ -1,6 +1,6 @@
 //! PID 1 of every Cove machine: prepares it, then runs commands and moves files for the engine over vsock.
 //!
-//! Without arguments it is that. As `cove-agent --unix PATH` it serves the same protocol on a unix socket as a process
+//! Without arguments it is that. As `cove-agent --unix PATH [--shell DIRECTORY]` it serves the same protocol on a unix socket as a process
 //! among others, without touching the machine: so the whole server is tested on an ordinary host.
 //!
 //! One thread, one loop (`server`); file operations have threads of their own (`workers`). It never panics on purpose:
@@ -15,6 +15,8 @@ mod memory;
 mod server;
 
 mod token;
+
+mod watch;
 
 mod transport;
 
@@ -64,9 +66,10 @@ use cove_protocol::{
 use crate::{
     machine::{Machine, Process, uptime_us},
     server::{Host, Server},
-    settle::BootEnd,
-    shell::FastShell,
+    settle::Preparation,
+    shell::{FastShell, WaitingShells},
     transport::Transport,
+    watch::Watch,
 };
 
 /// Bytes of the stack of the thread that finishes the boot.
@@ -75,9 +78,12 @@ const BOOT_STACK_BYTES: usize = 64 << 10;
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let result = match arguments.as_slice() {
-        [flag, path] if flag == "--unix" => serve_unix(path),
+        [flag, path] if flag == "--unix" => serve_unix(path, None),
+        [flag, path, shell, directory] if flag == "--unix" && shell == "--shell" => serve_unix(path, Some(directory)),
         _ if std::process::id() == 1 => serve_machine(),
-        _ => Err(io::Error::other("it is PID 1 of a machine, or is started as: cove-agent --unix PATH")),
+        _ => Err(io::Error::other(
+            "it is PID 1 of a machine, or is started as: cove-agent --unix PATH [--shell DIRECTORY]",
+        )),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -94,35 +100,47 @@ fn serve_machine() -> io::Result<()> {
     let listener = vsock::listener(AGENT_PORT)?;
     let mut machine = Machine { boot_us: uptime_us() };
     let hello = machine.hello();
-    let shell = Arc::new(FastShell::default());
-    let boot_end = Arc::new(BootEnd::default());
-    let mut server = Server::new(listener, &mut machine, Arc::clone(&shell), Arc::clone(&boot_end))?;
+    let shell = Arc::new(FastShell::new(shell::DIRECTORY)?);
+    let (watch, preparation) = preparation(&shell)?;
+    let mut server = Server::new(listener, &mut machine, watch, Arc::clone(&shell), preparation.clone())?;
     shell.expect();
     if let Err(error) = announce(&hello) {
         eprintln!("cove-agent: the host does not listen for the ready call: {error}");
     }
-    finish_boot(shell, boot_end);
+    finish_boot(shell, preparation);
     let mut transport = server.run()?;
     drop(server);
     power::off(&mut transport);
     Err(io::Error::other("the machine would not end"))
 }
 
+/// What the server shares with those who work ahead of it.
+fn preparation(shell: &Arc<FastShell>) -> io::Result<(Arc<Watch>, Preparation)> {
+    let watch = Arc::new(Watch::new()?);
+    let shells = Arc::new(WaitingShells::new(Arc::clone(&watch), Arc::clone(shell)));
+    Ok((watch, Preparation { boot_end: Arc::default(), shells }))
+}
+
 /// Does what may come after the agent is ready, the most wanted first.
-fn finish_boot(shell: Arc<FastShell>, end: Arc<BootEnd>) {
-    let (preparing, ending) = (Arc::clone(&shell), Arc::clone(&end));
+fn finish_boot(shell: Arc<FastShell>, preparation: Preparation) {
+    let (preparing, end) = (Arc::clone(&shell), Arc::clone(&preparation.boot_end));
     let prepare = move || {
         init::prepare_for_commands();
-        if let Err(error) = preparing.prepare() {
-            eprintln!("cove-agent: lines run in /bin/bash, the fast shell cannot be made: {error}");
-        }
+        prepare_shell(&preparing, true);
         init::finish();
-        ending.reach();
+        preparation.shells.want();
+        preparation.boot_end.reach();
     };
     if let Err(error) = thread::Builder::new().stack_size(BOOT_STACK_BYTES).spawn(prepare) {
         eprintln!("cove-agent: cannot start a thread: {error}");
         shell.give_up();
         end.reach();
+    }
+}
+
+fn prepare_shell(shell: &FastShell, mounted: bool) {
+    if let Err(error) = shell.prepare(mounted) {
+        eprintln!("cove-agent: lines run in /bin/bash, the fast shell cannot be made: {error}");
     }
 }
 
@@ -132,17 +150,25 @@ fn announce(hello: &Reply) -> io::Result<()> {
     transport.send_all(hello).map_err(io::Error::other)
 }
 
-/// The agent as a process among others. Says `ready` when it listens; a power-off request ends it.
-fn serve_unix(path: &str) -> io::Result<()> {
+/// The agent as a process among others. Says `ready` when it listens; a power-off request ends it. With a `directory` for
+/// the fast shell it has one, and one that waits.
+fn serve_unix(path: &str, directory: Option<&str>) -> io::Result<()> {
     // As PID 1 would: what commands leave behind becomes our child.
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
     let listener = UnixListener::bind(path)?;
     listener.set_nonblocking(true)?;
     let mut process = Process { boot_us: uptime_us() };
+    let shell = Arc::new(FastShell::new(directory.unwrap_or(shell::DIRECTORY))?);
+    let (watch, preparation) = preparation(&shell)?;
+    preparation.boot_end.reach();
+    let shells = Arc::clone(&preparation.shells);
+    let mut server = Server::new(OwnedFd::from(listener), &mut process, watch, Arc::clone(&shell), preparation)?;
+    if directory.is_some() {
+        prepare_shell(&shell, false);
+        shells.want();
+    }
     println!("ready");
-    let boot_end = Arc::new(BootEnd::default());
-    boot_end.reach();
-    let served = Server::new(OwnedFd::from(listener), &mut process, Arc::default(), boot_end)?.run();
+    let served = server.run();
     let removed = fs::remove_file(path);
     served?.send_all(&Reply::Done).map_err(io::Error::other)?;
     removed

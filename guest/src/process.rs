@@ -47,7 +47,7 @@ pub struct Identity {
     pub groups: Vec<u32>,
 }
 
-/// The three standard descriptors of a new process.
+/// The descriptors of a new process: the three standard ones, and no other but for a shell that shall wait.
 #[derive(Clone, Copy, Debug)]
 pub struct Stdio<'a> {
     /// Descriptor 0.
@@ -56,6 +56,8 @@ pub struct Stdio<'a> {
     pub stdout: BorrowedFd<'a>,
     /// Descriptor 2.
     pub stderr: BorrowedFd<'a>,
+    /// Descriptor 3, on which a waiting shell is told what to run.
+    pub go: Option<BorrowedFd<'a>>,
 }
 
 /// What a child was doing when it failed.
@@ -112,7 +114,8 @@ impl Spawner {
             env: &env,
             cwd: &program.cwd,
             identity: program.identity.as_ref(),
-            stdio: [stdio.stdin.as_raw_fd(), stdio.stdout.as_raw_fd(), stdio.stderr.as_raw_fd()],
+            stdio: [Some(stdio.stdin), Some(stdio.stdout), Some(stdio.stderr), stdio.go]
+                .map(|fd| fd.map(|fd| fd.as_raw_fd())),
             step: AtomicI32::new(0),
             errno: AtomicI32::new(0),
         };
@@ -166,7 +169,7 @@ struct Launch<'a> {
     env: &'a [*const c_char],
     cwd: &'a CStr,
     identity: Option<&'a Identity>,
-    stdio: [c_int; 3],
+    stdio: [Option<c_int>; 4],
     step: AtomicI32,
     errno: AtomicI32,
 }
@@ -201,8 +204,15 @@ unsafe fn become_program(launch: &Launch<'_>) -> (c_int, c_int) {
         if libc::setsid() < 0 {
             return (1, errno());
         }
-        for (target, &source) in launch.stdio.iter().enumerate() {
-            if libc::dup2(source, target as c_int) < 0 {
+        for (target, source) in launch.stdio.iter().enumerate() {
+            let Some(source) = *source else { continue };
+            // One that is in its place already still closes at execve.
+            let placed = if source == target as c_int {
+                libc::fcntl(source, libc::F_SETFD, 0)
+            } else {
+                libc::dup2(source, target as c_int)
+            };
+            if placed < 0 {
                 return (1, errno());
             }
         }

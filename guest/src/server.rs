@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cove_protocol::guest::{CHUNK_BYTES_MAX, Configure, Exec, ExitStatus, Input, Reply, Request, Stream};
+use cove_protocol::guest::{CHUNK_BYTES_MAX, Configure, Exec, ExitStatus, Input, Reply, Request};
 use rustix::{
     event::{Timespec, epoll},
     net::{SocketFlags, accept_with},
@@ -33,10 +33,11 @@ use crate::{
     mounts::Mounts,
     process::signal_group,
     reaper::Reaper,
-    settle::BootEnd,
-    shell::FastShell,
-    token::{GONE_EVENTS, MOUNT_EVENTS, OUTPUT_EVENTS, ROOM_EVENTS, SOCKET_EVENTS, Token},
+    settle::Preparation,
+    shell::{FastShell, WaitingShells},
+    token::{GONE_EVENTS, MOUNT_EVENTS, ROOM_EVENTS, SOCKET_EVENTS, Token},
     transport::{Received, Transport},
+    watch::Watch,
     workers::{Job, Start, Task, Workers},
 };
 
@@ -48,6 +49,9 @@ const STEPS_PER_TURN: usize = 8;
 
 /// Events taken from the kernel at once: more than there are connections.
 const EVENTS_MAX: usize = 128;
+
+/// A command younger than this is likely to be a short one.
+const YOUNG: Duration = Duration::from_secs(1);
 
 /// Ended children that are kept while commands are being started.
 const UNCLAIMED_MAX: usize = 1024;
@@ -67,7 +71,7 @@ pub trait Host {
 
 /// The loop's state.
 pub struct Server<'a> {
-    epoll: OwnedFd,
+    watch: Arc<Watch>,
     listener: OwnedFd,
     host: &'a mut dyn Host,
     reaper: Reaper,
@@ -83,7 +87,7 @@ pub struct Server<'a> {
     /// Children that ended while commands were being started: one of them may be such a command's.
     unclaimed: Vec<(Pid, ExitStatus)>,
     mounts: Mounts,
-    last_id: u64,
+    shells: Arc<WaitingShells>,
     /// Commands whose end is told already.
     finished: Vec<RunningCommand>,
     /// Pipes for the next command, made while nothing waits.
@@ -124,15 +128,17 @@ impl<'a> Server<'a> {
     pub fn new(
         listener: OwnedFd,
         host: &'a mut dyn Host,
+        watch: Arc<Watch>,
         shell: Arc<FastShell>,
-        boot_end: Arc<BootEnd>,
+        preparation: Preparation,
     ) -> io::Result<Self> {
+        let shells = Arc::clone(&preparation.shells);
         let server = Self {
-            epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            watch,
             listener,
             host,
             reaper: Reaper::new()?,
-            workers: Workers::new(Arc::clone(&shell), boot_end)?,
+            workers: Workers::new(Arc::clone(&shell), preparation)?,
             launcher: Launcher::new(shell)?,
             environment: Vec::new(),
             connections: Vec::new(),
@@ -140,17 +146,17 @@ impl<'a> Server<'a> {
             starting: Vec::new(),
             unclaimed: Vec::new(),
             mounts: Mounts::open()?,
-            last_id: 0,
+            shells,
             finished: Vec::new(),
             spare: None,
             buffer: vec![0; CHUNK_BYTES_MAX].into_boxed_slice(),
         };
         let watch =
-            |fd: &dyn AsFd, token: Token| epoll::add(&server.epoll, fd.as_fd(), token.data(), epoll::EventFlags::IN);
+            |fd: &dyn AsFd, token: Token| epoll::add(&server.watch, fd.as_fd(), token.data(), epoll::EventFlags::IN);
         watch(&server.listener, Token::Listener)?;
         watch(&server.reaper, Token::Children)?;
         watch(&server.workers, Token::Workers)?;
-        epoll::add(&server.epoll, &server.mounts, Token::Mounts.data(), MOUNT_EVENTS)?;
+        epoll::add(&server.watch, &server.mounts, Token::Mounts.data(), MOUNT_EVENTS)?;
         Ok(server)
     }
 
@@ -166,7 +172,7 @@ impl<'a> Server<'a> {
                 self.prepare();
             }
             events.clear();
-            match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), timeout.as_ref()) {
+            match epoll::wait(&self.watch, rustix::buffer::spare_capacity(&mut events), timeout.as_ref()) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -194,30 +200,20 @@ impl<'a> Server<'a> {
         Some(Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) })
     }
 
-    /// What can wait until nobody does: closing the last commands' pipes and making the next one's.
+    /// What can wait until nobody does: closing the last commands' pipes, making the next one's, and having a shell wait for
+    /// it. A command that began just now is waited for by somebody.
     fn prepare(&mut self) {
         self.finished.clear();
-        if self.spare.is_none() && self.connections.iter().all(|connection| connection.command.is_none()) {
-            self.spare = self.pipes().ok();
+        let commands = || self.connections.iter().filter_map(|connection| connection.command.as_ref());
+        if self.spare.is_none() && commands().next().is_none() {
+            self.spare = self.watch.pipes().ok();
         }
-    }
-
-    fn pipes(&mut self) -> io::Result<(u64, Pipes)> {
-        let (id, pipes) = (self.next_id(), Pipes::new()?);
-        self.watch_output(id, &pipes.stdout.0, &pipes.stderr.0)?;
-        Ok((id, pipes))
-    }
-
-    fn watch_output(&self, id: u64, stdout: &OwnedFd, stderr: &OwnedFd) -> io::Result<()> {
-        for (pipe, stream) in [(stdout, Stream::Stdout), (stderr, Stream::Stderr)] {
-            epoll::add(&self.epoll, pipe, Token::Output(id, stream).data(), OUTPUT_EVENTS)?;
+        if self.shells.is_absent() {
+            let now = Instant::now();
+            if commands().all(|command| command.age(now) >= YOUNG) {
+                self.shells.want();
+            }
         }
-        Ok(())
-    }
-
-    fn next_id(&mut self) -> u64 {
-        self.last_id += 1;
-        self.last_id
     }
 
     fn note(&mut self, token: Token, flags: epoll::EventFlags) {
@@ -256,13 +252,13 @@ impl<'a> Server<'a> {
         if self.connections.len() + self.lent >= CONNECTIONS_MAX {
             return;
         }
-        let id = self.next_id();
+        let id = self.watch.next_id();
         self.admit(id, Transport::new(socket));
     }
 
     /// Takes a connection into the loop. The set reports at once what its socket already holds.
     fn admit(&mut self, id: u64, transport: Transport) {
-        match epoll::add(&self.epoll, &transport.socket, Token::Socket(id).data(), SOCKET_EVENTS) {
+        match epoll::add(&self.watch, &transport.socket, Token::Socket(id).data(), SOCKET_EVENTS) {
             Ok(()) => self.connections.push(Connection {
                 id,
                 transport,
@@ -319,9 +315,9 @@ impl<'a> Server<'a> {
         let at = self.connections.iter().position(|candidate| candidate.id == connection);
         match (at, result) {
             (Some(at), Ok(launched)) => {
-                let id = self.next_id();
+                let id = self.watch.next_id();
                 let pid = launched.pid;
-                let watched = self.watch_output(id, &launched.stdout, &launched.stderr);
+                let watched = self.watch.output(id, &launched.stdout, &launched.stderr);
                 self.attach(at, id, launched, &exec, started);
                 let exited = self.unclaimed.iter().position(|(candidate, _)| *candidate == pid);
                 let connection = &mut self.connections[at];
@@ -375,7 +371,7 @@ impl<'a> Server<'a> {
                 }
                 Turn::Lends(task) => {
                     let Connection { id, transport, .. } = self.connections.swap_remove(at);
-                    let _ = epoll::delete(&self.epoll, &transport.socket);
+                    let _ = epoll::delete(&self.watch, &transport.socket);
                     self.lent += 1;
                     if matches!(task, Task::Start(..)) {
                         self.starting.push(id);
@@ -456,7 +452,7 @@ impl<'a> Server<'a> {
         }
         let stdin = Token::Stdin(command.id).data();
         if let Some(pipe) = command.pump_stdin() {
-            epoll::add(&self.epoll, pipe, stdin, ROOM_EVENTS)?;
+            epoll::add(&self.watch, pipe, stdin, ROOM_EVENTS)?;
         }
         moved |= command.pump_output(transport, &mut self.buffer)?;
         if let Some(exit) = command.finished() {
@@ -476,7 +472,7 @@ impl<'a> Server<'a> {
         // Watched for room only while there is none: the set would speak up at each acknowledgement otherwise.
         if connection.blocked != connection.watched_for_room {
             let events = if connection.blocked { SOCKET_EVENTS | ROOM_EVENTS } else { SOCKET_EVENTS };
-            epoll::modify(&self.epoll, &connection.transport.socket, Token::Socket(connection.id).data(), events)?;
+            epoll::modify(&self.watch, &connection.transport.socket, Token::Socket(connection.id).data(), events)?;
             connection.watched_for_room = connection.blocked;
         }
         Ok(())
@@ -513,9 +509,16 @@ impl<'a> Server<'a> {
 
     fn start(&mut self, at: usize, exec: &Exec) -> Result<Pid, Failure> {
         let started = Instant::now();
-        let spare = self.spare.take().map_or_else(|| self.pipes(), Ok);
-        let (id, pipes) = spare.map_err(|error| Failure::io("Cannot make pipes".into(), &error))?;
-        let launched = self.launcher.launch(exec, &self.environment, pipes)?;
+        let program = self.launcher.program(exec, &self.environment)?;
+        let fits = self.launcher.fits_waiting_shell(exec, &program);
+        let (id, launched) = match if fits { self.shells.launch(&program) } else { None } {
+            Some(launched) => launched,
+            None => {
+                let spare = self.spare.take().map_or_else(|| self.watch.pipes(), Ok);
+                let (id, pipes) = spare.map_err(|error| Failure::io("Cannot make pipes".into(), &error))?;
+                (id, self.launcher.launch(exec, &program, pipes)?)
+            }
+        };
         let pid = launched.pid;
         self.attach(at, id, launched, exec, started);
         Ok(pid)

@@ -4,10 +4,10 @@
 use std::{
     fs::File,
     io,
-    sync::{Condvar, Mutex, PoisonError},
+    sync::{Arc, Condvar, Mutex, PoisonError},
 };
 
-use crate::failure::Failure;
+use crate::{failure::Failure, shell::WaitingShells};
 
 /// The end of the boot: what may come after the agent is ready.
 #[derive(Debug, Default)]
@@ -29,6 +29,23 @@ impl BootEnd {
         while !*reached {
             reached = self.event.wait(reached).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+}
+
+/// What [`Request::Prepare`](cove_protocol::guest::Request::Prepare) asks for.
+#[derive(Clone, Debug)]
+pub struct Preparation {
+    /// All memory is there.
+    pub boot_end: Arc<BootEnd>,
+    /// A shell waits.
+    pub shells: Arc<WaitingShells>,
+}
+
+impl Preparation {
+    /// Does it all. What fails is told on the console, and done when it is asked for.
+    pub fn run(&self) {
+        self.boot_end.wait();
+        self.shells.wait_for_one();
     }
 }
 

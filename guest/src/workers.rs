@@ -21,7 +21,7 @@ use crate::{
     failure::Failure,
     files,
     launch::{Launched, Launcher, Pipes},
-    settle::{self, BootEnd},
+    settle::{self, Preparation},
     shell::FastShell,
     transport::Transport,
 };
@@ -93,7 +93,7 @@ struct Shared {
     work: Condvar,
     done: OwnedFd,
     shell: Arc<FastShell>,
-    boot_end: Arc<BootEnd>,
+    preparation: Preparation,
 }
 
 #[derive(Debug, Default)]
@@ -115,10 +115,10 @@ impl Workers {
     ///
     /// # Errors
     /// When the kernel has no descriptor left.
-    pub fn new(shell: Arc<FastShell>, boot_end: Arc<BootEnd>) -> io::Result<Self> {
+    pub fn new(shell: Arc<FastShell>, preparation: Preparation) -> io::Result<Self> {
         let done = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let state = Mutex::default();
-        Ok(Self { shared: Arc::new(Shared { state, work: Condvar::new(), done, shell, boot_end }) })
+        Ok(Self { shared: Arc::new(Shared { state, work: Condvar::new(), done, shell, preparation }) })
     }
 
     /// Has a worker do this. If no thread can be started the connection is dropped, which tells its peer.
@@ -200,7 +200,7 @@ fn do_job(Job { id, mut transport, task }: Job, shared: &Shared, buffer: &mut Ve
         }
         Task::Sync { may_hang } => answer(transport, settle::sync(may_hang)),
         Task::Prepare => {
-            shared.boot_end.wait();
+            shared.preparation.run();
             answer(transport, Ok(()))
         }
         Task::Start(exec, environment) => {
@@ -214,5 +214,6 @@ fn do_job(Job { id, mut transport, task }: Job, shared: &Shared, buffer: &mut Ve
 fn launch(exec: &Exec, environment: &[(String, String)], shell: &Arc<FastShell>) -> Result<Launched, Failure> {
     let failed = |error: io::Error| Failure::io("Cannot start a process".into(), &error);
     let mut launcher = Launcher::new(Arc::clone(shell)).map_err(failed)?;
-    launcher.launch(exec, environment, Pipes::new().map_err(failed)?)
+    let program = launcher.program(exec, environment)?;
+    launcher.launch(exec, &program, Pipes::new().map_err(failed)?)
 }

@@ -33,14 +33,25 @@ const ARG_END: u64 = 9;
 const ENV_START: u64 = 10;
 const ENV_END: u64 = 11;
 
-/// Calls of an image: directory, four places, the descriptor.
-const CALLS: usize = 6;
+/// Most calls of an image: directory, four places, the descriptor.
+const CALLS_MAX: usize = 6;
 
-/// Makes the image for a shell that wants it at `area`, with the auxiliary values it was started with. `None` when it is
-/// larger than [`IMAGE_BYTES_MAX`].
-pub fn image(area: u64, auxiliary: &[(u64, u64)], random: [u8; RANDOM_BYTES], program: &Program) -> Option<Vec<u8>> {
+/// The shell that an image is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reader {
+    /// Where it puts the image.
+    pub area: u64,
+    /// The auxiliary values it was started with.
+    pub auxiliary: Vec<(u64, u64)>,
+    /// It may tell the kernel where its arguments are (CAP_SYS_RESOURCE): in a machine always.
+    pub places: bool,
+}
+
+/// Makes the image that has `reader` run `program`. `None` when it is larger than [`IMAGE_BYTES_MAX`].
+pub fn image(reader: &Reader, random: [u8; RANDOM_BYTES], program: &Program) -> Option<Vec<u8>> {
+    let Reader { area, auxiliary, places } = reader;
     let bytes = |strings: &[CString]| strings.iter().map(|string| string.as_bytes_with_nul().len()).sum::<usize>();
-    let stack = CALLS * CALL_BYTES + END_BYTES;
+    let stack = if *places { CALLS_MAX } else { CALLS_MAX - 4 } * CALL_BYTES + END_BYTES;
     let words = 1 + program.argv.len() + 1 + program.env.len() + 1 + 2 * auxiliary.len();
     let random_at = stack + 8 * words;
     let arguments = random_at + RANDOM_BYTES;
@@ -50,9 +61,9 @@ pub fn image(area: u64, auxiliary: &[(u64, u64)], random: [u8; RANDOM_BYTES], pr
     if end > IMAGE_BYTES_MAX {
         return None;
     }
-    let at = |offset: usize| area + offset as u64;
+    let at = |offset: usize| *area + offset as u64;
     let place = |which: u64, offset: usize| [libc::SYS_prctl as u64, PR_SET_MM, which, at(offset), 0, 0];
-    let calls: [[u64; 6]; CALLS] = [
+    let calls: [[u64; 6]; CALLS_MAX] = [
         [libc::SYS_chdir as u64, at(directory), 0, 0, 0, 0],
         // In this order each start stays at or below its end, as the kernel demands: the old places lie above.
         place(ARG_START, arguments),
@@ -63,7 +74,8 @@ pub fn image(area: u64, auxiliary: &[(u64, u64)], random: [u8; RANDOM_BYTES], pr
     ];
     let mut image = Vec::with_capacity(end);
     let mut put = |word: u64| image.extend_from_slice(&word.to_le_bytes());
-    calls.into_iter().flatten().for_each(&mut put);
+    let is_place = |call: &[u64; 6]| call[0] == libc::SYS_prctl as u64;
+    calls.into_iter().filter(|call| *places || !is_place(call)).flatten().for_each(&mut put);
     put(u64::MAX);
     put(0);
     put(program.argv.len() as u64);
@@ -113,16 +125,20 @@ mod tests {
         }
     }
 
+    fn reader(places: bool) -> Reader {
+        Reader { area: AREA, auxiliary: vec![(6, 4096), (AT_RANDOM, 1), (0, 0)], places }
+    }
+
     #[test]
     fn the_stack_is_as_execve_leaves_it() {
-        let image = image(AREA, &[(6, 4096), (AT_RANDOM, 1), (0, 0)], [7; RANDOM_BYTES], &program()).unwrap();
+        let image = image(&reader(true), [7; RANDOM_BYTES], &program()).unwrap();
         let word = |at: usize| u64::from_le_bytes(image[at..at + 8].try_into().unwrap());
         let text = |address: u64| {
             let at = (address - AREA) as usize;
             std::ffi::CStr::from_bytes_until_nul(&image[at..]).unwrap().to_str().unwrap()
         };
-        assert_eq!(word(CALLS * CALL_BYTES), u64::MAX);
-        let stack = CALLS * CALL_BYTES + END_BYTES;
+        assert_eq!(word(CALLS_MAX * CALL_BYTES), u64::MAX);
+        let stack = CALLS_MAX * CALL_BYTES + END_BYTES;
         assert_eq!((AREA + stack as u64) % 16, 0);
         assert_eq!(word(stack), 3);
         let words: Vec<u64> = (1..).map(|index| word(stack + 8 * index)).take(13).collect();
@@ -134,10 +150,17 @@ mod tests {
     }
 
     #[test]
+    fn without_the_right_to_it_the_kernel_is_told_no_places() {
+        let image = image(&reader(false), [7; RANDOM_BYTES], &program()).unwrap();
+        assert_eq!(image[2 * CALL_BYTES..][..8], u64::MAX.to_le_bytes());
+        assert_eq!(image[2 * CALL_BYTES + END_BYTES..][..8], 3u64.to_le_bytes());
+    }
+
+    #[test]
     fn what_is_too_large_has_no_image() {
         let mut program = program();
         program.env.push(CString::new(vec![b'x'; IMAGE_BYTES_MAX]).unwrap());
-        assert_eq!(image(AREA, &[(0, 0)], [0; RANDOM_BYTES], &program), None);
+        assert_eq!(image(&reader(true), [0; RANDOM_BYTES], &program), None);
     }
 
     #[test]

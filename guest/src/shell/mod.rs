@@ -18,14 +18,17 @@ mod image;
 
 mod program;
 
+mod waiting;
+
 use std::{
-    ffi::CStr,
+    ffi::{CStr, CString},
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read, Write},
     os::{
         fd::AsFd,
         unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt},
     },
+    path::PathBuf,
     sync::{Condvar, Mutex, PoisonError},
 };
 
@@ -35,6 +38,8 @@ use rustix::{
     pipe::{PipeFlags, pipe_with},
 };
 
+pub use self::waiting::WaitingShells;
+
 use crate::process::{Program, Spawner, Stdio};
 
 /// What bash would be.
@@ -43,11 +48,11 @@ const BASH: &str = "/bin/bash";
 /// The package's binary.
 const STATIC_BASH: &str = "/usr/bin/bash-static";
 
-/// Where the copy lies.
-const DIRECTORY: &str = "/run/cove/shell";
+/// Where the copy lies in a machine.
+pub const DIRECTORY: &str = "/run/cove/shell";
 
-/// The copy.
-pub const COPY: &CStr = c"/run/cove/shell/bash";
+/// Its name there.
+const NAME: &str = "bash";
 
 /// The tmpfs: two huge pages hold the file.
 const MOUNT_OPTIONS: &CStr = c"size=4m,mode=755,huge=always";
@@ -68,8 +73,10 @@ const ALIGNMENT: usize = 4096;
 type Identity = (u64, u64, i64, i64);
 
 /// The shell while it is being prepared, and after.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct FastShell {
+    directory: PathBuf,
+    path: CString,
     state: Mutex<State>,
     settled: Condvar,
 }
@@ -86,17 +93,33 @@ enum State {
 }
 
 impl FastShell {
+    /// There is none yet; it will lie in `directory`.
+    ///
+    /// # Errors
+    /// A directory's name that holds a zero byte.
+    pub fn new(directory: impl Into<PathBuf>) -> io::Result<Self> {
+        let directory = std::path::absolute(directory.into())?;
+        let path = CString::new(directory.join(NAME).into_os_string().into_encoded_bytes())?;
+        Ok(Self { directory, path, state: Mutex::default(), settled: Condvar::new() })
+    }
+
+    /// The program.
+    pub fn path(&self) -> &CStr {
+        &self.path
+    }
+
     /// Says that [`FastShell::prepare`] will be called by another thread: lines wait for it from now on.
     pub fn expect(&self) {
         self.set(State::Preparing);
     }
 
-    /// Makes the copy. Called once, on a thread of its own, after the agent said that it is ready.
+    /// Makes the copy. Called once, on a thread of its own, after the agent said that it is ready. Only a machine has a
+    /// file system made for it (`mounted`); elsewhere it is only tested there.
     ///
     /// # Errors
     /// Lines go to `/bin/bash` then.
-    pub fn prepare(&self) -> io::Result<()> {
-        let made = make();
+    pub fn prepare(&self, mounted: bool) -> io::Result<()> {
+        let made = self.make(mounted);
         self.set(made.as_ref().map_or(State::Absent, |identity| State::Ready(*identity)));
         made.map(|_| ())
     }
@@ -124,6 +147,55 @@ impl FastShell {
         *state
     }
 
+    /// Mounts, copies, changes the headers, closes for writing.
+    fn make(&self, mounted: bool) -> io::Result<Identity> {
+        let source = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(STATIC_BASH)?;
+        let bash = identity(BASH)?;
+        if source.metadata()?.len() > FILE_BYTES_MAX {
+            return Err(io::Error::other(format!("{STATIC_BASH} is larger than {FILE_BYTES_MAX} bytes")));
+        }
+        DirBuilder::new().recursive(true).mode(0o755).create(&self.directory)?;
+        if mounted {
+            let flags = MountFlags::NOSUID | MountFlags::NODEV;
+            mount("cove-shell", &self.directory, "tmpfs", flags, Some(MOUNT_OPTIONS))?;
+        }
+        let path = self.directory.join(NAME);
+        let mut copy = OpenOptions::new().read(true).write(true).create_new(true).mode(0o755).open(path)?;
+        copy_arranged(source, &mut copy)?;
+        drop(copy);
+        if !self.works()? {
+            return Err(io::Error::other(format!("the copy of {STATIC_BASH} does not run")));
+        }
+        if mounted {
+            mount_remount(&self.directory, MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV, "")?;
+        }
+        Ok(bash)
+    }
+
+    /// Runs the copy once: a later bash-static that does not bear the arrangement must not cost the sandbox its shell. It also
+    /// brings into memory what every shell reads at its start. The loop takes the process away as it does orphans.
+    fn works(&self) -> io::Result<bool> {
+        let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC)?;
+        let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
+        let program = Program {
+            candidates: vec![self.path.clone()],
+            argv: [c"bash", c"-c", c"echo works"].map(CStr::to_owned).to_vec(),
+            env: vec![c"PATH=/usr/bin:/bin".to_owned()],
+            cwd: c"/".to_owned(),
+            identity: None,
+        };
+        let stdio = Stdio { stdin: null.as_fd(), stdout: theirs.as_fd(), stderr: null.as_fd(), go: None };
+        Spawner::default().spawn(&program, stdio).map_err(io::Error::other)?;
+        drop(theirs);
+        let timeout = Timespec { tv_sec: TRIAL_SECONDS, tv_nsec: 0 };
+        let mut said = [0; 16];
+        if poll(&mut [PollFd::new(&ours, PollFlags::IN)], Some(&timeout))? == 0 {
+            return Ok(false);
+        }
+        let count = File::from(ours).read(&mut said)?;
+        Ok(&said[..count] == b"works\n")
+    }
+
     fn set(&self, state: State) {
         *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
         self.settled.notify_all();
@@ -133,50 +205,6 @@ impl FastShell {
 fn identity(path: &str) -> io::Result<Identity> {
     let metadata = fs::metadata(path)?;
     Ok((metadata.dev(), metadata.ino(), metadata.mtime(), metadata.mtime_nsec()))
-}
-
-/// Mounts, copies, changes the headers, closes for writing.
-fn make() -> io::Result<Identity> {
-    let source = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(STATIC_BASH)?;
-    let bash = identity(BASH)?;
-    if source.metadata()?.len() > FILE_BYTES_MAX {
-        return Err(io::Error::other(format!("{STATIC_BASH} is larger than {FILE_BYTES_MAX} bytes")));
-    }
-    DirBuilder::new().recursive(true).mode(0o755).create(DIRECTORY)?;
-    mount("cove-shell", DIRECTORY, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, Some(MOUNT_OPTIONS))?;
-    let path = COPY.to_string_lossy();
-    let mut copy = OpenOptions::new().read(true).write(true).create_new(true).mode(0o755).open(&*path)?;
-    copy_arranged(source, &mut copy)?;
-    drop(copy);
-    if !works()? {
-        return Err(io::Error::other(format!("the copy of {STATIC_BASH} does not run")));
-    }
-    mount_remount(DIRECTORY, MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV, "")?;
-    Ok(bash)
-}
-
-/// Runs the copy once: a later bash-static that does not bear the arrangement must not cost the sandbox its shell. It also
-/// brings into memory what every shell reads at its start. The loop takes the process away as it does orphans.
-fn works() -> io::Result<bool> {
-    let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC)?;
-    let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
-    let program = Program {
-        candidates: vec![COPY.to_owned()],
-        argv: [c"bash", c"-c", c"echo works"].map(CStr::to_owned).to_vec(),
-        env: vec![c"PATH=/usr/bin:/bin".to_owned()],
-        cwd: c"/".to_owned(),
-        identity: None,
-    };
-    let stdio = Stdio { stdin: null.as_fd(), stdout: theirs.as_fd(), stderr: null.as_fd() };
-    Spawner::default().spawn(&program, stdio).map_err(io::Error::other)?;
-    drop(theirs);
-    let timeout = Timespec { tv_sec: TRIAL_SECONDS, tv_nsec: 0 };
-    let mut said = [0; 16];
-    if poll(&mut [PollFd::new(&ours, PollFlags::IN)], Some(&timeout))? == 0 {
-        return Ok(false);
-    }
-    let count = File::from(ours).read(&mut said)?;
-    Ok(&said[..count] == b"works\n")
 }
 
 /// Copies the program, changes its headers on the way and adds its new first instructions.

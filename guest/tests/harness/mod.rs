@@ -29,11 +29,22 @@ pub struct Agent {
 impl Agent {
     /// Starts one and waits until it listens.
     pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// Starts one that has the fast shell, as in a machine.
+    pub fn start_with_fast_shell() -> Self {
+        Self::start_with(&["--shell", "shell"])
+    }
+
+    /// The test's folder is its working directory.
+    fn start_with(arguments: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let socket = folder.path().join("agent.sock");
         let process = Process::new(env!("CARGO_BIN_EXE_cove-agent"))
             .arg("--unix")
-            .arg(&socket)
+            .arg(folder.path().join("agent.sock"))
+            .args(arguments)
+            .current_dir(folder.path())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
@@ -88,10 +99,11 @@ impl Agent {
         self.children().iter().filter(|pid| state(**pid) == Some('Z')).count()
     }
 
-    /// The agent's children.
+    /// The agent's children, whichever thread started them.
     pub fn children(&self) -> Vec<u32> {
-        let path = format!("/proc/{0}/task/{0}/children", self.pid());
-        fs::read_to_string(path).unwrap().split_whitespace().map(|pid| pid.parse().unwrap()).collect()
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
+        let children = tasks.map(|task| fs::read_to_string(task.unwrap().path().join("children")).unwrap_or_default());
+        children.flat_map(|pids| pids.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<_>>()).collect()
     }
 
     /// Open descriptors of the agent.
