@@ -85,7 +85,6 @@ use host::Host;
 use sandbox::driver::{self, Beginning, Create, Handle, Progress, Request};
 use sandbox::{recovery, spec};
 use shared::{Shared, keep_house};
-use storage::{Layer, LayerId};
 use template::{store, warm};
 
 /// Most bytes of a console that can be asked for (`protocol::vmm::Request::ConsoleTail`).
@@ -162,6 +161,9 @@ impl Engine {
         storage::remove_orphans(&shared).await?;
         store::remove_unused(&shared.db, &shared.config.paths).await?;
         shared.tasks.spawn(keep_house(Arc::clone(&shared)));
+        if shared.config.warm_pool > 0 && shared.host.ready.is_ok() {
+            shared.tasks.spawn(warm::pool::keep(Arc::clone(&shared)));
+        }
         tracing::info!(data_dir = %shared.config.paths.data.display(), "engine started");
         Ok(Engine { shared })
     }
@@ -232,29 +234,39 @@ impl Engine {
         let tools = shared.tools()?;
         let name = spec.template.as_deref().unwrap_or(store::BUILT_IN);
         let template = store::find(&shared.db, name).await?.ok_or_else(|| Error::TemplateNotFound(name.to_owned()))?;
-        let sandbox = spec.check(&template.template, OffsetDateTime::now_utc())?;
+        let mut sandbox = spec.check(&template.template, OffsetDateTime::now_utc())?;
         store::check_unchanged(&template)?;
         let kind = warm::Kind::of(shared, &template, sandbox.shape);
-        let found = warm::find(shared, &kind).await?;
-        let ticket = if found.is_none() { warm::ticket(shared, kind) } else { None };
-        let (memory, below) = found.map_or((None, Vec::new()), |(memory, below)| (Some(memory), below));
-        let top = Layer {
-            id: LayerId::generate(),
-            parent: below.last().cloned(),
-            template_id: template.template.id.clone(),
-            template_version: template.template.version.clone(),
-            disk_bytes: u64::from(sandbox.shape.disk_size_mb) << 20,
-            frozen: false,
+        let mut create = Create::cold(template, tools, begun);
+        let top = match shared.warm.pool.claim(&kind) {
+            Some(waiting) => {
+                sandbox.id = waiting.id.clone();
+                create.below = waiting.below.clone();
+                create.path = BootPath::Warm;
+                let top = waiting.top.clone();
+                create.waiting = Some(waiting);
+                top
+            }
+            None => {
+                match warm::find(shared, &kind).await? {
+                    Some((memory, below)) => {
+                        (create.memory, create.below, create.path) = (Some(memory), below, BootPath::Warm);
+                    }
+                    None => create.ticket = warm::ticket(shared, kind.clone()),
+                }
+                kind.new_layer(create.below.last().cloned())
+            }
         };
-        let channels = shared.admit(&sandbox, &template, &top, memory.is_some()).await?;
-        tracing::info!(
-            sandbox = %sandbox.id,
-            template = template.template.id,
-            shape = ?sandbox.shape,
-            warm = memory.is_some(),
-            "creating"
-        );
-        let create = Create { template, tools, below, top, memory, path: BootPath::Warm, ticket, begun };
+        let warm = create.path == BootPath::Warm;
+        let channels = match shared.admit(&sandbox, &create.template, &top, warm).await {
+            Ok(channels) => channels,
+            Err(error) => {
+                create.give_up(shared).await;
+                return Err(error);
+            }
+        };
+        tracing::info!(sandbox = %sandbox.id, template = sandbox.template_id, shape = ?sandbox.shape, warm, "creating");
+        create.top = Some(top);
         driver::spawn(Arc::clone(shared), channels, Beginning::Create(Box::new(create)));
         Ok(sandbox)
     }

@@ -253,6 +253,11 @@ impl Machine {
         self.process.identity()
     }
 
+    /// The process ended.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.process.has_ended()
+    }
+
     /// Returns when the process ended, with a sentence about why: what the vmm said, how its process ended, and the last
     /// words of the log that says more.
     pub(crate) async fn ended(&self) -> String {

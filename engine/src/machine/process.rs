@@ -125,6 +125,11 @@ impl Process {
         }
     }
 
+    /// It ended.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.end.borrow().is_some()
+    }
+
     /// SIGKILL; nothing when it already ended.
     pub(crate) fn kill(&self) {
         if let Err(errno) = pidfd_send_signal(&self.pidfd, Signal::KILL)

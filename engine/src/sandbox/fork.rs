@@ -50,16 +50,9 @@ pub(crate) async fn fork(engine: &Engine, source: &ForkSource, fork: ForkSpec) -
     };
     let channels = shared.admit(&sandbox, &point.template, &top, point.memory.is_some()).await?;
     tracing::info!(sandbox = %sandbox.id, source = %point.record.id, snapshot = ?sandbox.snapshot_id, "forking");
-    let create = Create {
-        template: point.template,
-        tools,
-        below: point.chain,
-        top,
-        memory: point.memory,
-        path: BootPath::Snapshot,
-        ticket: None,
-        begun,
-    };
+    let mut create = Create::cold(point.template, tools, begun);
+    (create.below, create.memory, create.path) = (point.chain, point.memory, BootPath::Snapshot);
+    create.top = Some(top);
     driver::spawn(std::sync::Arc::clone(shared), channels, Beginning::Create(Box::new(create)));
     Ok(sandbox)
 }

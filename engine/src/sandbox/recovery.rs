@@ -421,3 +421,6 @@ fn orphan_dirs(parent: &Path, known: &HashSet<SandboxId>) -> Result<Vec<PathBuf>
 
 #[cfg(test)]
 pub(crate) mod tests;
+
+#[cfg(test)]
+mod fault_tests;

@@ -10,6 +10,8 @@
 
 mod build;
 
+pub(crate) mod pool;
+
 use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -19,6 +21,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
+use self::pool::Pool;
 use crate::config::Config;
 use crate::db::{Db, Step, TemplateVersion, WarmRow};
 use crate::error::Error;
@@ -43,6 +46,7 @@ pub(crate) struct Warm {
     one: tokio::sync::Mutex<()>,
     /// How many sandboxes are starting.
     starts: watch::Sender<usize>,
+    pub(crate) pool: Pool,
 }
 
 /// A sandbox is starting as long as this lives: scratch machines stand still.
@@ -88,6 +92,7 @@ impl Warm {
             used: Mutex::default(),
             one: tokio::sync::Mutex::default(),
             starts: watch::Sender::new(0),
+            pool: Pool::default(),
         }
     }
 
@@ -122,6 +127,18 @@ impl Kind {
             template.template.id, template.template.version, shape.memory_mb, shape.disk_size_mb, shared.warm.host_key
         );
         Self { key, template: template.clone(), shape }
+    }
+
+    /// A new layer for its disk.
+    pub(crate) fn new_layer(&self, parent: Option<LayerId>) -> Layer {
+        Layer {
+            id: LayerId::generate(),
+            parent,
+            template_id: self.template.template.id.clone(),
+            template_version: self.template.template.version.clone(),
+            disk_bytes: u64::from(self.shape.disk_size_mb) << 20,
+            frozen: false,
+        }
     }
 }
 
@@ -195,7 +212,7 @@ impl Ticket {
         vcpus: u8,
     ) -> Result<(), StartError> {
         let Some(old) = plan.chain.last().cloned() else { return Ok(()) };
-        let top = self.new_layer(Some(old.clone()));
+        let top = self.kind.new_layer(Some(old.clone()));
         layers::create(&tools.vmm, &shared.config.paths, &top.id, top.disk_bytes).await.map_err(StartError::Disk)?;
         let mut next = plan.clone();
         next.chain.push(top.id.clone());
@@ -238,17 +255,6 @@ impl Ticket {
                     tracing::warn!(error = &error as &dyn std::error::Error, "a warm template was not prepared");
                 }
             });
-        }
-    }
-
-    fn new_layer(&self, parent: Option<LayerId>) -> Layer {
-        Layer {
-            id: LayerId::generate(),
-            parent,
-            template_id: self.kind.template.template.id.clone(),
-            template_version: self.kind.template.template.version.clone(),
-            disk_bytes: u64::from(self.kind.shape.disk_size_mb) << 20,
-            frozen: false,
         }
     }
 

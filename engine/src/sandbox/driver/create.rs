@@ -1,6 +1,7 @@
 //! The making of a sandbox: from a captured machine where there is one, else by a boot.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, watch};
@@ -18,6 +19,7 @@ use crate::sandbox::{Action, BootPath, Sandbox};
 use crate::shared::Shared;
 use crate::storage::{Holding, Layer, LayerId, layers};
 use crate::template::warm;
+use crate::template::warm::pool::{self, Waiting};
 
 /// Requests that wait while something is done that only a destroy cuts short. More are refused.
 const DEFERRED_MAX: usize = 1024;
@@ -29,8 +31,10 @@ pub(crate) struct Create {
     pub(crate) tools: Tools,
     /// The layers that exist, lowest first.
     pub(crate) below: Vec<LayerId>,
-    /// The sandbox's own layer: its row is written, its file is not made.
-    pub(crate) top: Layer,
+    /// The sandbox's own layer: its row is written, its file is not made, unless a machine waits with it.
+    pub(crate) top: Option<Layer>,
+    /// A restored machine that only waits to go on.
+    pub(crate) waiting: Option<Waiting>,
     /// The machine from which it goes on; without one it boots.
     pub(crate) memory: Option<Memory>,
     /// What it means to go on from there.
@@ -39,6 +43,30 @@ pub(crate) struct Create {
     pub(crate) ticket: Option<warm::Ticket>,
     /// When it was asked for.
     pub(crate) begun: Instant,
+}
+
+impl Create {
+    /// From a template's image, so far.
+    pub(crate) fn cold(template: TemplateVersion, tools: Tools, begun: Instant) -> Self {
+        Self {
+            template,
+            tools,
+            below: Vec::new(),
+            top: None,
+            waiting: None,
+            memory: None,
+            path: BootPath::Cold,
+            ticket: None,
+            begun,
+        }
+    }
+
+    /// Ends the machine that waited for it.
+    pub(crate) async fn give_up(self, shared: &Shared) {
+        if let Some(waiting) = self.waiting {
+            pool::end_all(shared, vec![waiting]).await;
+        }
+    }
 }
 
 /// A machine that is command-ready.
@@ -54,7 +82,7 @@ impl Driver {
     /// Makes the sandbox; true when the driver has nothing left to do.
     pub(super) async fn create(&mut self, mut create: Create) -> bool {
         self.tell(EventKind::Created);
-        self.holding = Holding { layer: Some(create.top.id.clone()), image: None };
+        self.holding = Holding { layer: create.top.as_ref().map(|top| top.id.clone()), image: None };
         let (shared, sandbox) = (self.shared.clone(), self.record.borrow().clone());
         let starting = shared.warm.starting();
         let agent = Agent::new(shared.config.paths.vsock_socket(&sandbox.id), self.record.subscribe());
@@ -130,12 +158,21 @@ async fn bring_up(
     made: &mut Made,
 ) -> Result<Up, StartError> {
     let progress = |at| start::progress(live, at);
-    let layer_bytes = create.top.disk_bytes;
-    let created = layers::create(&create.tools.vmm, &shared.config.paths, &create.top.id, layer_bytes).await;
-    created.map_err(StartError::Disk)?;
-    progress(Progress::DiskMade);
     let mut chain = create.below.clone();
-    chain.push(create.top.id.clone());
+    chain.extend(create.top.iter().map(|top| top.id.clone()));
+    if let Some(waiting) = create.waiting.take() {
+        made.machine = Some(Arc::clone(&waiting.machine));
+        live.send_modify(|live| live.machine = made.machine.clone());
+        waiting.machine.resume().await.map_err(StartError::Machine)?;
+        progress(Progress::AgentAnswered);
+        start::configure(agent, sandbox, true).await?;
+        return Ok(Up { vcpus: waiting.vcpus, path: create.path, chain, cold: None });
+    }
+    if let Some(top) = &create.top {
+        let created = layers::create(&create.tools.vmm, &shared.config.paths, &top.id, top.disk_bytes).await;
+        created.map_err(StartError::Disk)?;
+    }
+    progress(Progress::DiskMade);
     let base = create.template.template.root.clone();
     let mut plan = Plan { id: sandbox.id.clone(), shape: sandbox.shape, base, chain };
     let mut cold = None;

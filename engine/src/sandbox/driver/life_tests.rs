@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use cove_protocol::guest::{Command, Exec};
@@ -22,7 +23,8 @@ use crate::{Engine, ExecEvent, Share};
 const SOON: Duration = Duration::from_secs(60);
 
 pub(crate) struct Host {
-    pub(crate) folder: tempfile::TempDir,
+    /// Removed with it, unless someone else does that.
+    pub(crate) folder: Option<tempfile::TempDir>,
     pub(crate) paths: Paths,
     pub(crate) engine: Engine,
 }
@@ -32,7 +34,13 @@ impl Host {
         let folder = tempfile::tempdir().unwrap();
         let engine = Engine::start(mock::config(folder.path())).await.unwrap();
         let paths = Paths { data: folder.path().join("data"), runtime: folder.path().join("run") };
-        Host { folder, paths, engine }
+        Host { folder: Some(folder), paths, engine }
+    }
+
+    /// An engine whose folder is someone else's.
+    pub(crate) fn over(folder: &Path, engine: Engine) -> Host {
+        let paths = Paths { data: folder.join("data"), runtime: folder.join("run") };
+        Host { folder: None, paths, engine }
     }
 
     /// The same data under a new server.
@@ -41,7 +49,8 @@ impl Host {
         engine.shutdown().await;
         // It holds the lock.
         drop(engine);
-        let engine = started(&mock::config(folder.path())).await;
+        let path = folder.as_ref().unwrap().path();
+        let engine = started(&mock::config(path)).await;
         Host { folder, paths, engine }
     }
 
@@ -79,7 +88,7 @@ impl Host {
         Ok(String::from_utf8(output).unwrap())
     }
 
-    fn count(&self, folder: &std::path::Path, prefix: &str) -> usize {
+    fn count(&self, folder: &Path, prefix: &str) -> usize {
         let names = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name());
         names.filter(|name| name.to_str().unwrap().starts_with(prefix)).count()
     }
@@ -148,6 +157,40 @@ async fn a_kind_is_prepared_before_anyone_asks_for_it() {
 }
 
 #[tokio::test]
+async fn machines_that_wait_are_used_and_made_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = crate::EngineConfig { warm_pool: 2, ..mock::config(folder.path()) };
+    let paths = Paths { data: folder.path().join("data"), runtime: folder.path().join("run") };
+    let host = Host { engine: Engine::start(config).await.unwrap(), folder: Some(folder), paths };
+    let runtime = host.paths.runtime.clone();
+    let waiting = async |count| {
+        let full = async {
+            while vmm_processes(&runtime).unwrap().len() != count {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(SOON, full).await.unwrap();
+    };
+    waiting(2).await;
+    let first = host.create(SandboxSpec::default()).await;
+    assert_eq!((first.state, first.boot_path), (SandboxState::Running, Some(BootPath::Warm)), "{first:?}");
+    assert_eq!(host.run(&first.id, "memory").await, "booted prepared g0 fresh");
+    waiting(3).await;
+    host.run(&first.id, "write mine").await;
+    let second = host.create(SandboxSpec::default()).await;
+    assert_eq!(host.run(&second.id, "disk").await, "root\n");
+    // Another kind is wanted: those that wait make room for it.
+    let other = host.create(SandboxSpec { memory_mb: Some(512), ..SandboxSpec::default() }).await;
+    assert_eq!(other.boot_path, Some(BootPath::Cold));
+    let fork = host.fork(ForkSource::Sandbox(first.id.clone())).await;
+    assert_eq!(host.run(&fork.id, "disk").await, "root\nmine\n");
+    waiting(6).await;
+    let host = host.restart().await;
+    waiting(4).await;
+    host.end().await;
+}
+
+#[tokio::test]
 async fn a_paused_sandbox_goes_on_where_it_was() {
     let host = Host::start().await;
     let it = host.create(SandboxSpec::default()).await;
@@ -173,8 +216,8 @@ async fn a_paused_sandbox_goes_on_where_it_was() {
 async fn a_command_that_a_pause_cuts_off_is_told_so() {
     let host = Host::start().await;
     let it = host.create(SandboxSpec::default()).await;
+    let mut events = host.engine.events();
     let (cut, _) = tokio::join!(host.try_run(&it.id, "wait"), async {
-        let mut events = host.engine.events();
         while !matches!(events.recv().await.unwrap().kind, EventKind::ExecStarted { .. }) {}
         host.engine.pause(&it.id).await.unwrap()
     });

@@ -44,7 +44,7 @@ pub(super) async fn prepare(shared: &Arc<Shared>, ticket: &Ticket) -> Result<(),
 }
 
 /// Waits until no sandbox is starting.
-async fn quiet(shared: &Shared) -> Result<(), Error> {
+pub(super) async fn quiet(shared: &Shared) -> Result<(), Error> {
     let mut starts = shared.warm.starts.subscribe();
     tokio::select! {
         // The sender lives as long as the engine.
@@ -71,7 +71,7 @@ async fn scratch(
         Some(memory) => layers::ids(&shared.db.chain(&memory.image.layer).await?),
         None => Vec::new(),
     };
-    let top = ticket.new_layer(below.last().cloned());
+    let top = ticket.kind.new_layer(below.last().cloned());
     let created = layers::create(&tools.vmm, &shared.config.paths, &top.id, top.disk_bytes).await;
     created.map_err(|error| failed(StartError::Disk(error)))?;
     *made_top = Some(top.clone());
@@ -140,7 +140,7 @@ async fn while_quiet<T>(
 }
 
 /// Ends a scratch machine and removes its files; `unused` is a layer that no row names.
-async fn clean_up(shared: &Shared, id: &SandboxId, made: Made, unused: Option<Layer>) {
+pub(super) async fn clean_up(shared: &Shared, id: &SandboxId, made: Made, unused: Option<Layer>) {
     let cleaned = async {
         if let Some(machine) = made.machine {
             machine.kill().await.map_err(|source| Error::Machine { id: id.clone(), source })?;
