@@ -44,18 +44,9 @@ const TELL_TALES: [&str; 28] = [
 
 /// The shell that waits, once it does.
 fn waiting(agent: &Agent) -> u32 {
-    let find = || {
-        agent.children().into_iter().find(|pid| {
-            let file = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
-            // Nice again: the last that is done to it before it may be used.
-            let nice = file("stat").rsplit(") ").next().and_then(|rest| rest.split(' ').nth(16).map(str::to_owned));
-            file("cmdline").starts_with("bash (waiting)") && state(*pid) == Some('S') && nice.as_deref() == Some("0")
-        })
-    };
-    eventually("a waiting shell", || find().is_some());
-    // Used first: it was handed over when its niceness was set, a few instructions later.
-    std::thread::sleep(std::time::Duration::from_millis(20));
-    find().unwrap()
+    assert_eq!(agent.connect().ask(&Request::Prepare), Reply::Done);
+    let name = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    agent.children().into_iter().find(|pid| name(pid).starts_with("bash (waiting)")).expect("a waiting shell")
 }
 
 fn may_move_arguments() -> bool {
