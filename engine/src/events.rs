@@ -11,6 +11,7 @@ use time::OffsetDateTime;
 use tokio::sync::broadcast;
 
 use crate::sandbox::SandboxId;
+use crate::snapshot::files::Hidden;
 
 /// Events that a listener may lag behind, and that [`Events::since`] remembers.
 const EVENTS_KEPT_MAX: usize = 1024;
@@ -150,6 +151,7 @@ pub(crate) struct Events {
 
 #[derive(Debug)]
 struct Shared {
+    hidden: Hidden,
     sender: broadcast::Sender<Event>,
     kept: Mutex<Kept>,
 }
@@ -161,13 +163,17 @@ struct Kept {
 }
 
 impl Events {
-    pub(crate) fn new() -> Self {
+    /// Of `hidden` sandboxes nothing is told.
+    pub(crate) fn new(hidden: Hidden) -> Self {
         let (sender, _) = broadcast::channel(EVENTS_KEPT_MAX);
-        Self { shared: Arc::new(Shared { sender, kept: Mutex::default() }) }
+        Self { shared: Arc::new(Shared { hidden, sender, kept: Mutex::default() }) }
     }
 
     /// Tells everyone who listens.
     pub(crate) fn tell(&self, sandbox_id: &SandboxId, kind: EventKind) {
+        if self.shared.hidden.contains(sandbox_id) {
+            return;
+        }
         let at = OffsetDateTime::now_utc();
         // Sent under the lock, so that listeners see ids in order.
         let mut kept = self.shared.kept.lock().unwrap_or_else(PoisonError::into_inner);
@@ -215,7 +221,7 @@ mod tests {
 
     #[tokio::test]
     async fn ids_grow_and_a_listener_can_go_on_where_it_was() {
-        let events = Events::new();
+        let events = Events::new(Hidden::default());
         let mut all = events.subscribe();
         for _ in 0..100 {
             events.tell(&id(), EventKind::Ready);
@@ -241,7 +247,7 @@ mod tests {
 
     #[test]
     fn only_so_many_events_are_kept() {
-        let events = Events::new();
+        let events = Events::new(Hidden::default());
         for _ in 0..EVENTS_KEPT_MAX + 10 {
             events.tell(&id(), EventKind::Created);
         }

@@ -330,7 +330,9 @@ impl Engine {
         {
             filter.template_id = Some(template.template.id);
         }
-        Ok(self.shared.db.sandboxes(&filter).await?)
+        let mut found = self.shared.db.sandboxes(&filter).await?;
+        found.retain(|sandbox| !self.shared.hidden.contains(&sandbox.id));
+        Ok(found)
     }
 
     /// Removes a sandbox and all that is its. Idempotent; returns when it is gone.

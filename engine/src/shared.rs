@@ -23,6 +23,7 @@ use crate::sandbox::admission::Room;
 use crate::sandbox::driver::{self, Handle};
 use crate::sandbox::start::Memory;
 use crate::sandbox::{Sandbox, SandboxId, SandboxState, start};
+use crate::snapshot::files::{Hidden, Viewers};
 use crate::storage::{ImageId, Layer, Pins};
 use crate::template::warm::Warm;
 
@@ -50,6 +51,9 @@ pub(crate) struct Shared {
     /// Restores at one time: as many as the host has CPUs.
     pub(crate) restores: Semaphore,
     pub(crate) warm: Warm,
+    pub(crate) viewers: Viewers,
+    /// Sandboxes that only serve to look into snapshots.
+    pub(crate) hidden: Hidden,
     /// Held from the look at the host to the row that takes its share.
     admission: tokio::sync::Mutex<()>,
     exec_ids: AtomicU64,
@@ -59,11 +63,14 @@ impl Shared {
     pub(crate) fn new(config: Config, data_dir: DataDir, db: Db, host: Host) -> Arc<Self> {
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let warm = Warm::new(&config, &host);
+        let hidden = Hidden::default();
         Arc::new(Self {
             config,
             db,
             host,
-            events: Events::new(),
+            events: Events::new(hidden.clone()),
+            viewers: Viewers::new(hidden.clone()),
+            hidden,
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
             boots: Semaphore::new(cpus),

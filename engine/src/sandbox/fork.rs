@@ -3,7 +3,7 @@
 use tokio::time::Instant;
 
 use super::driver::{self, Beginning, Create, Point, Request};
-use super::{BootPath, Sandbox, SandboxSpec, SandboxState};
+use super::{BootPath, Sandbox, SandboxId, SandboxSpec, SandboxState};
 use crate::Engine;
 use crate::error::Error;
 use crate::snapshot::{ForkSource, ForkSpec, Snapshot, SnapshotId};
@@ -12,6 +12,16 @@ use time::OffsetDateTime;
 
 /// See [`Engine::fork`].
 pub(crate) async fn fork(engine: &Engine, source: &ForkSource, fork: ForkSpec) -> Result<Sandbox, Error> {
+    fork_as(engine, SandboxId::generate(), source, fork).await
+}
+
+/// A fork with a given, fresh id.
+pub(crate) async fn fork_as(
+    engine: &Engine,
+    id: SandboxId,
+    source: &ForkSource,
+    fork: ForkSpec,
+) -> Result<Sandbox, Error> {
     let begun = Instant::now();
     let shared = &engine.shared;
     let tools = shared.tools()?;
@@ -39,7 +49,8 @@ pub(crate) async fn fork(engine: &Engine, source: &ForkSource, fork: ForkSpec) -
         }
         (ForkSource::Snapshot(id), None) => return Err(Error::SnapshotNotFound(id.to_string())),
     };
-    let sandbox = child(spec, &point, from)?;
+    let mut sandbox = child(spec, &point, from)?;
+    sandbox.id = id;
     let top = Layer {
         id: LayerId::generate(),
         parent: point.chain.last().cloned(),

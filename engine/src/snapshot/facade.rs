@@ -99,7 +99,8 @@ impl Engine {
     pub async fn dependents(&self, id: &SnapshotId) -> Result<Vec<Sandbox>, Error> {
         self.snapshot_row(id.as_str()).await?;
         let mut found = Vec::new();
-        for id in self.shared.db.dependents(id).await? {
+        let ids = self.shared.db.dependents(id).await?;
+        for id in ids.into_iter().filter(|id| !self.shared.hidden.contains(id)) {
             found.push(self.get(id.as_str()).await?);
         }
         Ok(found)

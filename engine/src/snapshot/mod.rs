@@ -5,6 +5,8 @@
 
 mod facade;
 
+pub(crate) mod files;
+
 pub(crate) mod retention;
 
 pub(crate) use facade::delete_expired;

@@ -261,6 +261,13 @@ async fn a_restore_brings_back_disk_and_memory() {
     assert!(host.run(&it.id, "memory").await.starts_with("booted g0 fresh first second g"));
     let error = host.engine.delete_snapshot(&snapshot.id).await.unwrap_err();
     assert!(matches!(error, Error::SnapshotInUse { .. }), "{error}");
+    // Looked into without anyone noticing.
+    let mut events = host.engine.events();
+    for _ in 0..2 {
+        assert_eq!(host.engine.snapshot_list_dir(&later.id, "/", 1).await.unwrap()[0].path, "/");
+    }
+    assert_eq!(host.engine.list(&crate::SandboxFilter::default()).await.unwrap().len(), 1);
+    assert!(events.try_recv().is_err());
     host.end().await;
 }
 
