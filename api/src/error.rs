@@ -187,7 +187,7 @@ fn status_and_code(error: &Error) -> (StatusCode, &'static str) {
         Error::SnapshotInUse { .. } => (StatusCode::CONFLICT, "SNAPSHOT_IN_USE"),
         Error::NoSpace { .. } => (StatusCode::INSUFFICIENT_STORAGE, "DISK_FULL"),
         Error::Interrupted { .. } => (StatusCode::CONFLICT, "SANDBOX_INTERRUPTED"),
-        Error::Disk { .. } | Error::ResumeFailed { .. } | Error::WarmFailed { .. } => {
+        Error::Disk { .. } | Error::ResumeFailed { .. } | Error::WarmFailed { .. } | Error::Flatten { .. } => {
             (StatusCode::BAD_GATEWAY, "MACHINE_FAILED")
         }
         Error::Upload { .. } => (StatusCode::BAD_REQUEST, "UPLOAD_INCOMPLETE"),

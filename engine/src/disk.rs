@@ -10,6 +10,9 @@ use tokio::time::timeout;
 /// How long it may take to make an empty layer.
 const CREATE_DEADLINE: Duration = Duration::from_secs(20);
 
+/// How long it may take to merge layers.
+const MERGE_DEADLINE: Duration = Duration::from_secs(1800);
+
 /// A layer could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
@@ -35,10 +38,22 @@ pub enum DiskError {
         message: String,
     },
     /// It took too long.
-    #[error("The disk {path} was not made within {} s", CREATE_DEADLINE.as_secs())]
+    #[error("The disk {path} was not made within {seconds} s")]
     Deadline {
         /// The layer.
         path: PathBuf,
+        /// How long the engine waited.
+        seconds: u64,
+    },
+    /// Layers could not be merged.
+    #[error("{count} layers were not merged into {path}: {message}")]
+    NotMerged {
+        /// The new layer.
+        path: PathBuf,
+        /// How many.
+        count: usize,
+        /// What the vmm said.
+        message: String,
     },
     /// The copy of an empty layer failed.
     #[error("The disk {path} was not made")]
@@ -65,14 +80,29 @@ pub enum DiskError {
 pub(crate) async fn create(vmm: &Path, path: &Path, bytes: u64) -> Result<(), DiskError> {
     let mut command = Command::new(vmm);
     command.args(["disk", "create", "--size"]).arg(bytes.to_string()).arg(path);
+    match run(vmm, path, command, CREATE_DEADLINE).await? {
+        Ok(()) => Ok(()),
+        Err(message) => Err(DiskError::Refused { path: path.into(), bytes, message }),
+    }
+}
+
+/// Makes one layer that holds what `layers`, lowest first, hold together.
+pub(crate) async fn merge(vmm: &Path, path: &Path, layers: &[PathBuf]) -> Result<(), DiskError> {
+    let mut command = Command::new(vmm);
+    command.args(["disk", "merge", "--out"]).arg(path).args(layers);
+    match run(vmm, path, command, MERGE_DEADLINE).await? {
+        Ok(()) => Ok(()),
+        Err(message) => Err(DiskError::NotMerged { path: path.into(), count: layers.len(), message }),
+    }
+}
+
+/// Runs the vmm; the inner error is what it said.
+async fn run(vmm: &Path, path: &Path, mut command: Command, within: Duration) -> Result<Result<(), String>, DiskError> {
     command.stdin(Stdio::null()).current_dir("/").kill_on_drop(true);
-    match timeout(CREATE_DEADLINE, command.output()).await {
-        Ok(Ok(output)) if output.status.success() => Ok(()),
-        Ok(Ok(output)) => {
-            let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-            Err(DiskError::Refused { path: path.into(), bytes, message })
-        }
+    match timeout(within, command.output()).await {
+        Ok(Ok(output)) if output.status.success() => Ok(Ok(())),
+        Ok(Ok(output)) => Ok(Err(String::from_utf8_lossy(&output.stderr).trim().to_owned())),
         Ok(Err(source)) => Err(DiskError::Run { program: vmm.into(), path: path.into(), source }),
-        Err(_) => Err(DiskError::Deadline { path: path.into() }),
+        Err(_) => Err(DiskError::Deadline { path: path.into(), seconds: within.as_secs() }),
     }
 }

@@ -162,6 +162,13 @@ pub enum Error {
         #[source]
         source: BoxError,
     },
+    /// A chain of layers could not be made shorter; it is used as it is.
+    #[error("A chain of layers could not be flattened")]
+    Flatten {
+        /// What happened.
+        #[source]
+        source: crate::disk::DiskError,
+    },
     /// The prepared machine of a template could not be made.
     #[error("The template's machine could not be prepared")]
     WarmFailed {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use time::OffsetDateTime;
-use tokio::sync::Semaphore;
+use tokio::sync::{RwLock, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -24,6 +24,7 @@ use crate::sandbox::driver::{self, Handle};
 use crate::sandbox::start::Memory;
 use crate::sandbox::{Sandbox, SandboxId, SandboxState, start};
 use crate::snapshot::files::{Hidden, Viewers};
+use crate::storage::flatten::Flattener;
 use crate::storage::{ImageId, Layer, Pins};
 use crate::template::warm::Warm;
 
@@ -51,6 +52,9 @@ pub(crate) struct Shared {
     /// Restores at one time: as many as the host has CPUs.
     pub(crate) restores: Semaphore,
     pub(crate) warm: Warm,
+    pub(crate) flattener: Flattener,
+    /// Read while a new layer is put on a frozen one; written while a frozen one is replaced.
+    pub(crate) chains: Arc<RwLock<()>>,
     pub(crate) viewers: Viewers,
     /// Sandboxes that only serve to look into snapshots.
     pub(crate) hidden: Hidden,
@@ -76,6 +80,8 @@ impl Shared {
             boots: Semaphore::new(cpus),
             restores: Semaphore::new(cpus),
             warm,
+            flattener: Flattener::default(),
+            chains: Arc::default(),
             keys: Keys::default(),
             data_dir,
             pins: Pins::default(),

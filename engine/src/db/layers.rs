@@ -6,7 +6,7 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 use time::OffsetDateTime;
 
-use super::{Db, DbError, get, instant, microseconds, number, query, unreadable};
+use super::{Db, DbError, get, instant, json, microseconds, number, query, unreadable};
 use crate::storage::{Image, ImageId, Layer, LayerId};
 
 /// Every reference to a layer or an image, for the sizes of all at once.
@@ -62,17 +62,21 @@ impl Db {
         }
         let rows = statement.push(" RETURNING id").build().fetch_all(&mut *transaction).await.map_err(failed())?;
         let images = rows.iter().map(|row| image_id(row, "id")).collect::<Result<Vec<_>, _>>()?;
+        // A running machine needs the files that it opened, also where its chain is a shorter one by now.
+        let open: HashSet<LayerId> = open_chains(&mut transaction).await?.into_iter().flatten().collect();
         let mut layers = Vec::new();
         loop {
-            let rows = sqlx::query(
+            let mut statement = QueryBuilder::<Sqlite>::new(
                 "DELETE FROM layers WHERE NOT EXISTS (SELECT 1 FROM sandboxes WHERE layer_id = layers.id) \
                  AND NOT EXISTS (SELECT 1 FROM snapshots WHERE layer_id = layers.id) \
                  AND NOT EXISTS (SELECT 1 FROM images WHERE layer_id = layers.id) \
-                 AND NOT EXISTS (SELECT 1 FROM layers AS child WHERE child.parent_id = layers.id) RETURNING id",
-            )
-            .fetch_all(&mut *transaction)
-            .await
-            .map_err(failed())?;
+                 AND NOT EXISTS (SELECT 1 FROM layers AS child WHERE child.parent_id = layers.id)",
+            );
+            for id in &open {
+                statement.push(" AND id <> ").push_bind(id.as_str());
+            }
+            let statement = statement.push(" RETURNING id");
+            let rows = statement.build().fetch_all(&mut *transaction).await.map_err(failed())?;
             if rows.is_empty() {
                 break;
             }
@@ -82,6 +86,33 @@ impl Db {
         }
         transaction.commit().await.map_err(failed())?;
         Ok((images, layers))
+    }
+
+    /// The layers to which running machines write, whatever their rows say.
+    pub(crate) async fn written_layers(&self) -> Result<HashSet<LayerId>, DbError> {
+        let chains = open_chains(&mut *self.pool.acquire().await.map_err(query("list open layers"))?).await?;
+        Ok(chains.into_iter().filter_map(|chain| chain.into_iter().next_back()).collect())
+    }
+
+    /// Puts a new layer into the place of a frozen one that holds the same: whatever lay on the old one lies on it then.
+    pub(crate) async fn replace_layer(&self, old: &LayerId, new: &Layer) -> Result<(), DbError> {
+        let failed = || query("replace a layer");
+        let mut transaction = self.begin().await?;
+        insert(&mut transaction, new).await?;
+        for statement in [
+            "UPDATE layers SET parent_id = ? WHERE parent_id = ?",
+            "UPDATE images SET layer_id = ? WHERE layer_id = ?",
+            "UPDATE snapshots SET layer_id = ? WHERE layer_id = ?",
+            "UPDATE sandboxes SET layer_id = ? WHERE layer_id = ?",
+        ] {
+            sqlx::query(statement)
+                .bind(new.id.as_str())
+                .bind(old.as_str())
+                .execute(&mut *transaction)
+                .await
+                .map_err(failed())?;
+        }
+        transaction.commit().await.map_err(failed())
     }
 
     /// Every image and layer that has a row.
@@ -118,6 +149,12 @@ impl Db {
     }
 }
 
+/// The chains that running machines have open.
+async fn open_chains(connection: &mut SqliteConnection) -> Result<Vec<Vec<LayerId>>, DbError> {
+    let rows = sqlx::query("SELECT chain FROM machines").fetch_all(connection).await;
+    rows.map_err(query("list open layers"))?.iter().map(|row| json(row, "chain")).collect()
+}
+
 pub(super) async fn insert(connection: &mut SqliteConnection, layer: &Layer) -> Result<(), DbError> {
     sqlx::query(
         "INSERT INTO layers (id, parent_id, template_id, template_version, disk_bytes, frozen, created_at) \
@@ -142,6 +179,16 @@ pub(super) async fn freeze(connection: &mut SqliteConnection, layer: &LayerId) -
         .execute(connection)
         .await
         .map_err(query("freeze a layer"))?;
+    Ok(())
+}
+
+/// Its machine goes on writing to it after all.
+pub(super) async fn thaw(connection: &mut SqliteConnection, layer: &LayerId) -> Result<(), DbError> {
+    sqlx::query("UPDATE layers SET frozen = 0 WHERE id = ?")
+        .bind(layer.as_str())
+        .execute(connection)
+        .await
+        .map_err(query("thaw a layer"))?;
     Ok(())
 }
 

@@ -17,6 +17,8 @@ pub(crate) struct Step<'a> {
     pub(crate) layers: Vec<&'a Layer>,
     /// Nobody writes to this layer any more.
     pub(crate) freeze: Option<&'a LayerId>,
+    /// Its machine goes on writing to this layer after all.
+    pub(crate) thaw: Option<&'a LayerId>,
     /// A new row.
     pub(crate) image: Option<&'a Image>,
     /// The sandbox's state and what it holds.
@@ -51,6 +53,9 @@ impl Db {
         }
         if let Some(layer) = step.freeze {
             layers::freeze(&mut transaction, layer).await?;
+        }
+        if let Some(layer) = step.thaw {
+            layers::thaw(&mut transaction, layer).await?;
         }
         if let Some(image) = step.image {
             layers::insert_image(&mut transaction, image).await?;

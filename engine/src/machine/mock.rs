@@ -51,7 +51,8 @@ fn make(guest: &Path, vmm: &Path) {
     fs::write(guest.join("root.ext4"), "root\n").unwrap();
     // The harness takes `--control` as the value of its own option: so the command line names the socket, as a vmm's does.
     let script = format!(
-        "#!/bin/sh\ncase $1 in\nprobe) echo '{PROBE}';;\ndisk) : > \"$5\";;\n--control) COVE_MOCK=1 exec '{}' --exact \
+        "#!/bin/sh\ncase $1 in\nprobe) echo '{PROBE}';;\ndisk) case $2 in create) : > \"$5\";; \
+         merge) out=$4; shift 4; cat \"$@\" > \"$out\";; esac;;\n--control) COVE_MOCK=1 exec '{}' --exact \
          machine::mock::machine --ignored --nocapture --skip \"$@\";;\nesac\n",
         std::env::current_exe().unwrap().display()
     );
@@ -154,7 +155,10 @@ fn answer(request: Request, guest: &Shared) -> Result<Reply, (ErrorKind, String)
             Ok(Reply::Done)
         }
         Request::Stop | Request::Subscribe => Ok(Reply::Done),
-        Request::Stats => Ok(Reply::Stats(Box::default())),
+        Request::Stats => {
+            let tops = guest.lock().unwrap().disk.last().cloned().into_iter().collect();
+            Ok(Reply::Stats(Box::new(Stats { tops, ..Stats::default() })))
+        }
         Request::ConsoleTail { .. } => Ok(Reply::Console(b"console".to_vec())),
     }
 }

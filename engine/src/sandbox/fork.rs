@@ -49,6 +49,14 @@ pub(crate) async fn fork_as(
         }
         (ForkSource::Snapshot(id), None) => return Err(Error::SnapshotNotFound(id.to_string())),
     };
+    let _building = shared.chains.read().await;
+    let mut point = point;
+    if let Some(memory) = &point.memory
+        && let Some(image) = shared.db.image(&memory.image.id).await?
+    {
+        // Its layer may have been replaced since by one that holds the same.
+        point.chain = layers::ids(&shared.db.chain(&image.layer).await?);
+    }
     let mut sandbox = child(spec, &point, from)?;
     sandbox.id = id;
     let top = Layer {
@@ -61,6 +69,7 @@ pub(crate) async fn fork_as(
     };
     let channels = shared.admit(&sandbox, &point.template, &top, point.memory.is_some()).await?;
     tracing::info!(sandbox = %sandbox.id, source = %point.record.id, snapshot = ?sandbox.snapshot_id, "forking");
+    shared.flattener.look(&top.id, point.chain.len() + 1);
     let mut create = Create::cold(point.template, tools, begun);
     (create.below, create.memory, create.path) = (point.chain, point.memory, BootPath::Snapshot);
     create.top = Some(top);

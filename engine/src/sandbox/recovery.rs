@@ -193,16 +193,18 @@ impl Left<'_> {
             let holding = self.holding.clone();
             return self.fail(found.why(), Leftover::DiskAndLogs, Outcome::Failed, holding).await;
         };
-        // The vmm answered, so it is not capturing any more. Its manifest tells whether it did so to the end, and with that
-        // whether it goes on with the new top.
-        let captured = self
-            .detail_id("image", ImageId::parse)
-            .is_some_and(|image| images::is_captured(&self.shared.config.paths, &image));
+        // The vmm itself says with which top it goes on.
+        let stats = machine.stats().await.map_err(|source| Error::Machine { id: self.sandbox.id.clone(), source })?;
+        let new = self.detail_id("new", LayerId::parse);
+        let new = new.filter(|new| stats.tops.contains(&self.shared.config.paths.layer(new)));
         let mut chain = self.noted_chain();
-        let top = self.detail_id(if captured { "new" } else { "old" }, LayerId::parse);
-        if captured {
-            chain.extend(top.clone());
-        }
+        let top = match new {
+            Some(new) => {
+                chain.push(new.clone());
+                Some(new)
+            }
+            None => self.detail_id("old", LayerId::parse),
+        };
         self.sandbox.state = self.after(Action::SnapshotDoneRunning);
         let holding = Holding { layer: top.or(self.holding.layer.clone()), image: None };
         let step = Step { machine: Some(MachineStep::Chain(&chain)), end: Some(Outcome::Undone), ..Step::default() };

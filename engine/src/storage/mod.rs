@@ -19,6 +19,8 @@ mod sizes;
 
 pub(crate) mod capture;
 
+pub(crate) mod flatten;
+
 mod sweep;
 
 use std::collections::HashMap;

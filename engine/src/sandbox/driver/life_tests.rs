@@ -113,11 +113,18 @@ impl Host {
         for sandbox in self.engine.list(&crate::SandboxFilter::default()).await.unwrap() {
             self.engine.destroy(&sandbox.id).await.unwrap();
         }
-        self.engine.shutdown().await;
-        assert_eq!(vmm_processes(&self.paths.runtime).unwrap(), []);
-        assert_eq!(self.count(&self.paths.sandboxes(), "sbx_"), 0);
-        assert!(!self.paths.runtime.exists());
-        let (layers, images) = self.files();
+        // What a scratch machine left when it was cut short goes at the next start.
+        let folder = self.paths.data.parent().unwrap().to_owned();
+        let Host { folder: _kept, paths, engine } = self;
+        engine.shutdown().await;
+        drop(engine);
+        let engine = started(&mock::config(&folder)).await;
+        engine.shutdown().await;
+        let this = Host { folder: None, paths, engine };
+        assert_eq!(vmm_processes(&this.paths.runtime).unwrap(), []);
+        assert_eq!(this.count(&this.paths.sandboxes(), "sbx_"), 0);
+        assert!(!this.paths.runtime.exists());
+        let (layers, images) = this.files();
         assert!(layers <= 3 && images <= 2, "{layers} layers, {images} images");
     }
 }
@@ -426,5 +433,42 @@ async fn too_many_snapshots_and_old_ones_go_by_themselves() {
     tokio::time::sleep_until(Instant::now() + Duration::from_millis(1100)).await;
     crate::snapshot::delete_expired(&host.engine.shared).await.unwrap();
     assert!(matches!(host.engine.find_snapshot(old.id.as_str()).await.unwrap_err(), Error::SnapshotNotFound(_)));
+    host.end().await;
+}
+
+#[tokio::test]
+async fn a_long_chain_becomes_a_short_one() {
+    let host = Host::start().await;
+    host.warm().await;
+    let it = host.create(SandboxSpec::default()).await;
+    let mut snapshots = Vec::new();
+    let mut disk = "root\n".to_owned();
+    for turn in 0..12 {
+        host.run(&it.id, &format!("write {turn}")).await;
+        disk.push_str(&format!("{turn}\n"));
+        snapshots.push((host.engine.snapshot(&it.id, SnapshotSpec::default()).await.unwrap().id, disk.clone()));
+    }
+    let chain = async || {
+        let holding = host.engine.shared.db.holding(&it.id).await.unwrap();
+        host.engine.shared.db.chain(&holding.layer.unwrap()).await.unwrap().len()
+    };
+    let short = async {
+        while chain().await > 8 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(SOON, short).await.unwrap();
+    // The machine goes on with the files that it has, and can still be captured.
+    snapshots.push((host.engine.snapshot(&it.id, SnapshotSpec::default()).await.unwrap().id, disk.clone()));
+    assert_eq!(host.run(&it.id, "disk").await, disk);
+    for (snapshot, disk) in &snapshots {
+        let child = host.fork(ForkSource::Snapshot(snapshot.clone())).await;
+        assert_eq!(host.run(&child.id, "disk").await, *disk);
+        host.engine.destroy(&child.id).await.unwrap();
+    }
+    host.engine.pause(&it.id).await.unwrap();
+    let host = host.restart().await;
+    host.engine.resume(&it.id, BTreeMap::new()).await.unwrap();
+    assert_eq!(host.run(&it.id, "disk").await, disk);
     host.end().await;
 }

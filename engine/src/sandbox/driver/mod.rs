@@ -276,6 +276,12 @@ impl Driver {
         Ok((Plan { id: record.id, shape: record.shape, base, chain }, top))
     }
 
+    /// What it holds by its row: a frozen layer may have been replaced by one that holds the same.
+    async fn held(&mut self) -> Result<Holding, Error> {
+        self.holding = self.shared.db.holding(&self.id()).await?;
+        Ok(self.holding.clone())
+    }
+
     /// Writes a step that moves the sandbox, and then shows it. `step` is given the record and what it holds.
     async fn take_step<'a>(&mut self, changed: &'a Sandbox, holding: &'a Holding, step: Step<'a>) -> Result<(), Error> {
         self.shared.db.step(Step { sandbox: Some((changed, holding)), ..step }).await?;

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use time::OffsetDateTime;
-use tokio::sync::watch;
+use tokio::sync::{OwnedRwLockReadGuard, watch};
 use tokio::time::Instant;
 
 use super::create::{Up, end_unfit, turn, until_interrupted};
@@ -45,6 +45,8 @@ struct Waking {
     made: Made,
     /// The vCPUs may have run: the image, if there was one, is of no use any more.
     ran: bool,
+    /// Nothing that its new layer lies on is replaced until its row is written.
+    building: Option<OwnedRwLockReadGuard<()>>,
 }
 
 impl Driver {
@@ -127,15 +129,20 @@ impl Driver {
     }
 
     /// What the sandbox is woken from.
-    async fn waking(&self, changed: &Sandbox) -> Result<Waking, Error> {
+    async fn waking(&mut self, changed: &Sandbox) -> Result<Waking, Error> {
         let tools = self.shared.tools()?;
         self.shared.admit_resume(changed).await?;
+        let building = Some(Arc::clone(&self.shared.chains).read_owned().await);
+        self.held().await?;
         let (plan, top) = self.plan().await?;
+        if let Some(own) = plan.chain.last() {
+            self.shared.flattener.look(own, plan.chain.len());
+        }
         let memory = match &self.holding.image {
             Some(image) => self.shared.memory(image).await?,
             None => None,
         };
-        Ok(Waking { tools, plan, top, memory, made: Made::default(), ran: false })
+        Ok(Waking { tools, plan, top, memory, made: Made::default(), ran: false, building })
     }
 
     async fn wake(
@@ -321,5 +328,6 @@ async fn drop_image(shared: &Shared, waking: &mut Waking, changed: &Sandbox, not
     };
     shared.db.step(step).await.map_err(StartError::Database)?;
     waking.ran = true;
+    waking.building = None;
     Ok(())
 }

@@ -52,7 +52,7 @@ impl Driver {
         let id = SnapshotId::generate();
         let row = match self.state() {
             SandboxState::Paused => {
-                let holding = self.holding.clone();
+                let holding = self.held().await?;
                 let row = self.row(id, spec, template_version, holding.clone(), None);
                 let mut changed = self.record.borrow().clone();
                 changed.snapshot_id = Some(row.snapshot.id.clone());
@@ -83,6 +83,9 @@ impl Driver {
         let (template_id, version) = db.template_of(&record.id).await?;
         let template = db.template_version(&template_id, &version).await?;
         let template = template.ok_or(Error::TemplateNotFound(template_id))?;
+        if self.state() == SandboxState::Paused {
+            self.held().await?;
+        }
         let Some(layer) = self.holding.layer.clone() else { return Err(self.wrong_state(OPERATION)) };
         let memory = match self.state() {
             SandboxState::Running => {
@@ -153,6 +156,7 @@ impl Driver {
             Err(error) => return Err(self.capture_failed(error, before, chain, what).await),
         };
         fault::point("snapshot.captured", Some(&machine)).await;
+        self.shared.flattener.look(&top.id, chain.len());
         self.chain = chain;
         let row = match purpose {
             Purpose::Snapshot { id, spec, template_version } => {
@@ -226,13 +230,13 @@ impl Driver {
                 return Error::Machine { id, source };
             }
             CaptureError::Machine(source) => {
-                self.holding = before;
-                self.run_on(Step::default()).await;
+                self.holding = before.clone();
+                self.run_on(Step { thaw: before.layer.as_ref(), ..Step::default() }).await;
                 Error::Machine { id, source }
             }
             CaptureError::Begin(error) => {
-                self.holding = before;
-                self.run_on(Step::default()).await;
+                self.holding = before.clone();
+                self.run_on(Step { thaw: before.layer.as_ref(), ..Step::default() }).await;
                 error
             }
         };
