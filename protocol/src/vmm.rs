@@ -252,6 +252,8 @@ pub struct Stats {
     pub memory_resident_bytes: Option<u64>,
     /// Per device: its name (`block0`, `vsock`, `rng`, `serial`) and figures.
     pub devices: Vec<(String, DeviceStats)>,
+    /// Per disk, its top layer: tells after a crash of the engine whether a [`Request::Snapshot`] changed the layers.
+    pub tops: Vec<PathBuf>,
     /// Times the assist finished an instruction, by its name (`syscall`, `sysret`, `int3` ...).
     pub assist: Vec<(String, u64)>,
 }

@@ -4,7 +4,11 @@
 //! ```text
 //! cargo run -p cove-vmm --example boot -- --kernel vmlinux --root root.ext4 [--memory-mib 512] [--vcpus 1]
 //!     [--arg WORD]... [--timeout-s 60] [--profile System.map] [--exec 'COMMAND LINE']... [--idle-s 10]
+//!     [--restore N] [--prepare]
 //! ```
+//!
+//! `--restore N` captures the machine after its commands and restores it N times, one after the other, each time with the
+//! commands again; `--prepare` has the agent prepare for that first.
 //!
 //! The root image is not written: it gets a throw-away layer on top.
 
@@ -18,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use cove_protocol::vmm::{
-    AGENT_PORT, ConsoleSpec, DiskSpec, LayerFormat, LayerSpec, MachineSpec, READY_PORT, VsockSpec,
+    AGENT_PORT, ConsoleSpec, DiskSpec, LayerFormat, LayerSpec, MachineSpec, READY_PORT, SnapshotSpec, VsockSpec,
 };
 use cove_protocol::{frame, guest};
 use cove_vmm::builder;
@@ -40,6 +44,8 @@ struct Options {
     symbols: Option<PathBuf>,
     commands: Vec<String>,
     idle: Duration,
+    restores: u32,
+    prepare: bool,
 }
 
 /// What the main thread waits for.
@@ -85,10 +91,86 @@ fn main() -> anyhow::Result<()> {
     println!("--- console\n{}---", String::from_utf8_lossy(&machine.console_tail(64 << 10)?));
     println!("ended: {:?}; figures: {:#?}", machine.ending().reason(), machine.stats());
     show_memory(&machine)?;
-    machine.end();
     if options.root.is_some() && !ready {
         bail!("the agent did not get ready within {:?}", options.timeout)
     }
+    if options.restores == 0 {
+        machine.end();
+        return Ok(());
+    }
+    if options.prepare {
+        let begin = Instant::now();
+        ask(&config.vsock.socket, &guest::Request::Prepare)?;
+        println!("prepared in {:?}", begin.elapsed());
+        show_cpu_time()?;
+    }
+    let snapshot = capture(&mut machine, folder.path())?;
+    machine.end();
+    (0..options.restores).try_for_each(|round| restore(&options, &config, &snapshot, &sampler, round))
+}
+
+/// Captures `machine` into a folder in `folder`, and says what that took.
+fn capture(machine: &mut Machine, folder: &Path) -> anyhow::Result<PathBuf> {
+    let snapshot = folder.join("snapshot");
+    std::fs::create_dir(&snapshot)?;
+    let figures = machine.snapshot(&SnapshotSpec {
+        folder: snapshot.clone(),
+        disks: Vec::new(),
+        resume: false,
+        durable: false,
+    })?;
+    println!("captured: {figures:?}");
+    Ok(snapshot)
+}
+
+/// Restores the machine of `config` from `snapshot` on a top layer of its own, and runs the commands in it.
+fn restore(
+    options: &Options,
+    config: &MachineConfig,
+    snapshot: &Path,
+    sampler: &Sampler,
+    round: u32,
+) -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let mut config = config.clone();
+    config.vsock.socket = folder.path().join("vsock");
+    config.console.log = folder.path().join("console.log");
+    for disk in &mut config.disks {
+        let top = folder.path().join("top.qcow2");
+        let Some(below) = disk.layers.last() else { continue };
+        let size = std::fs::metadata(options.root.as_deref().context("a disk without a root")?)?.len();
+        create(&top, size, Some(&Backing { path: below.path.clone(), format: below.format }))?;
+        disk.layers.push(LayerSpec { path: top, format: LayerFormat::Qcow2 });
+    }
+    let begin = Instant::now();
+    let mut machine = builder::restore(&config, snapshot)?;
+    let built = begin.elapsed();
+    machine.start();
+    println!("--- restore {round}: built in {built:?}, running after {:?}", begin.elapsed());
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+    ask(
+        &config.vsock.socket,
+        &guest::Request::Configure(guest::Configure {
+            hostname: "restored".into(),
+            clock_us: now.as_micros() as u64,
+            entropy: vec![round as u8; 64].into(),
+            machine_id: format!("{round:032x}"),
+            generation: u64::from(round) + 1,
+            ..Default::default()
+        }),
+    )?;
+    println!("configured after {:?}", begin.elapsed());
+    sampler.report("configure", &machine);
+    show_cpu_time()?;
+    for command in &options.commands {
+        run_command(&config.vsock.socket, command, sampler, &machine)?;
+    }
+    show_cpu_time()?;
+    show_memory(&machine)?;
+    let tail = machine.console_tail(64 << 10)?;
+    println!("--- console\n{}---", String::from_utf8_lossy(&tail));
+    println!("ended: {:?}", machine.ending().reason());
+    machine.end();
     Ok(())
 }
 
@@ -126,14 +208,6 @@ fn run_command(socket: &Path, line: &str, sampler: &Sampler, machine: &Machine) 
 }
 
 fn exec(socket: &Path, line: &str) -> anyhow::Result<Vec<guest::Reply>> {
-    let mut stream = UnixStream::connect(socket)?;
-    writeln!(stream, "CONNECT {AGENT_PORT}")?;
-    let mut answer = Vec::new();
-    while answer.last() != Some(&b'\n') {
-        let mut byte = [0];
-        stream.read_exact(&mut byte).context("no OK from the vsock device")?;
-        answer.push(byte[0]);
-    }
     let request = guest::Request::Exec(Box::new(guest::Exec {
         command: guest::Command::Shell(line.to_owned()),
         cwd: Some("/".into()),
@@ -142,10 +216,23 @@ fn exec(socket: &Path, line: &str) -> anyhow::Result<Vec<guest::Reply>> {
         stdin: false,
         timeout_ms: None,
     }));
-    frame::write(&mut stream, &request)?;
+    ask(socket, &request)
+}
+
+/// Asks the agent and collects its replies.
+fn ask(socket: &Path, request: &guest::Request) -> anyhow::Result<Vec<guest::Reply>> {
+    let mut stream = UnixStream::connect(socket)?;
+    writeln!(stream, "CONNECT {AGENT_PORT}")?;
+    let mut answer = Vec::new();
+    while answer.last() != Some(&b'\n') {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).context("no OK from the vsock device")?;
+        answer.push(byte[0]);
+    }
+    frame::write(&mut stream, request)?;
     let mut replies = Vec::new();
     while let Some(reply) = frame::read::<guest::Reply>(&mut stream)? {
-        let last = reply.is_final(&request);
+        let last = reply.is_final(request);
         replies.push(reply);
         if last {
             return Ok(replies);
@@ -222,6 +309,10 @@ fn parse() -> anyhow::Result<Options> {
     let mut options = Options { memory_mib: 512, vcpus: 1, timeout: Duration::from_secs(60), ..Default::default() };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
+        if argument == "--prepare" {
+            options.prepare = true;
+            continue;
+        }
         let value = arguments.next().with_context(|| format!("{argument} needs a value"))?;
         match argument.as_str() {
             "--kernel" => options.kernel = value.into(),
@@ -232,6 +323,7 @@ fn parse() -> anyhow::Result<Options> {
             "--timeout-s" => options.timeout = Duration::from_secs(value.parse()?),
             "--profile" => options.symbols = Some(value.into()),
             "--idle-s" => options.idle = Duration::from_secs(value.parse()?),
+            "--restore" => options.restores = value.parse()?,
             "--exec" => options.commands.push(value),
             other => bail!("unknown argument {other}"),
         }

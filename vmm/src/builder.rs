@@ -1,32 +1,24 @@
 //! From a [`MachineConfig`] to a [`Machine`] that stands still before its first instruction. Read this first: it names
-//! all that a machine is made of, in the order in which it must be made.
+//! all that a machine is made of, in the order in which it must be made. `restore` makes one of a snapshot instead.
 
-use std::sync::{Arc, Mutex};
+mod devices;
+mod restore;
 
-use cove_protocol::vmm::ExitReason;
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config};
-use kvm_ioctls::{
-    Cap, IoEventAddress, MsrExitReason, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd,
-};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use kvm_ioctls::{Cap, MsrExitReason, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VcpuFd, VmFd};
 
+use self::devices::Devices;
+pub use self::restore::{RestoreError, restore};
 use crate::arch::x86_64::assist::{Assist, MSR_STAR, SYSCALL_MSRS};
 use crate::arch::x86_64::{
-    IDENTITY_MAP_START, SERIAL_IRQ, TSS_START, VIRTIO_WINDOW_BYTES, cpuid, kernel, mptable, registers, virtio_irq,
-    virtio_window,
+    IDENTITY_MAP_START, TSS_START, cpuid, kernel, mptable, registers, virtio_irq, virtio_window,
 };
 use crate::config::MachineConfig;
-use crate::devices::bus::{Bus, OverlapError};
-use crate::devices::console::ConsoleLog;
-use crate::devices::i8042::{self, I8042};
-use crate::devices::power::{self, Power};
-use crate::devices::serial::{self, Serial};
-use crate::devices::virtio::block::{Block, LayerError};
-use crate::devices::virtio::mmio::{QUEUE_NOTIFY, Transport, TransportError};
-use crate::devices::virtio::rng::Rng;
-use crate::devices::virtio::vsock::{Vsock, VsockError};
-use crate::devices::virtio::{Memory, VirtioDevice};
-use crate::host::{Host, HostError, chain};
+use crate::devices::bus::OverlapError;
+use crate::devices::virtio::block::LayerError;
+use crate::devices::virtio::mmio::TransportError;
+use crate::devices::virtio::vsock::VsockError;
+use crate::host::{Host, HostError};
 use crate::machine::{Ending, Machine, Parts};
 use crate::memory::{self, MemoryError};
 use crate::signal::install_kick_handler;
@@ -86,6 +78,9 @@ pub enum BuildError {
         #[source]
         source: std::io::Error,
     },
+    /// The snapshot does not make this machine.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
     /// Two devices at one address: a mistake in the layout.
     #[error(transparent)]
     Overlap(#[from] OverlapError),
@@ -124,22 +119,34 @@ pub fn build(config: &MachineConfig) -> Result<Machine, BuildError> {
     let vm = create_vm(&host)?;
     memory::register(&vm, &memory)?;
 
-    let mut devices =
-        Devices { vm: &vm, memory: &memory, ending: &ending, ports: Bus::default(), mmio: Bus::default() };
-    let serial = devices.add_legacy(config)?;
-    let transports = devices.add_virtio(config)?;
-    let surroundings = Surroundings {
-        ports: Arc::new(devices.ports),
-        mmio: Arc::new(devices.mmio),
-        memory: Arc::clone(&memory),
-        ending: ending.clone(),
-    };
+    let mut devices = Devices::new(&vm, &memory, &ending);
+    let serial = devices.add_legacy(config, None)?;
+    let transports = devices.add_virtio(config, None)?;
+    let surroundings = devices.surroundings();
 
     let entry = kernel::load(&memory, &config.kernel, &command_line(config, transports.len(), host.assist))?;
     mptable::write(&memory, vcpus).map_err(BuildError::MpTable)?;
     registers::write_boot_tables(&memory)?;
-    let vcpus = start_vcpus(&host, &vm, vcpus, entry, &surroundings)?;
-    Ok(Machine::new(Parts { vcpus, transports, serial, vm, memory, assist: host.assist, ending }))
+    let mut fds = Vec::new();
+    for (id, fd) in make_vcpus(&host, &vm, vcpus)?.into_iter().enumerate() {
+        registers::set_common(&fd)?;
+        if id == 0 {
+            registers::set_boot(&fd, entry)?;
+        }
+        fds.push((fd, host.assist.then(Assist::default)));
+    }
+    let vcpus = start_vcpus(&host, fds, &surroundings)?;
+    Ok(Machine::new(Parts {
+        vcpus,
+        transports,
+        disks: config.disks.clone(),
+        serial,
+        vm,
+        memory,
+        base: None,
+        host,
+        ending,
+    }))
 }
 
 /// A VM with KVM's own interrupt controllers and timer.
@@ -210,89 +217,31 @@ fn command_line(config: &MachineConfig, virtio_devices: usize, assist: bool) -> 
     words.join(" ")
 }
 
-/// Devices being put on their buses.
-struct Devices<'a> {
-    vm: &'a VmFd,
-    memory: &'a Memory,
-    ending: &'a Ending,
-    ports: Bus,
-    mmio: Bus,
-}
-
-impl Devices<'_> {
-    /// Serial console, keyboard controller and power switch.
-    fn add_legacy(&mut self, config: &MachineConfig) -> Result<Arc<Mutex<Serial>>, BuildError> {
-        let console = |source| BuildError::Console { path: config.console.log.clone(), source };
-        let log = ConsoleLog::create(&config.console.log, config.console.bytes_max).map_err(console)?;
-        let serial = Arc::new(Mutex::new(Serial::new(self.irq(SERIAL_IRQ)?, log)));
-        self.ports.insert("serial", serial::PORT, serial::PORTS, Arc::clone(&serial) as _)?;
-        self.ports.insert("i8042", i8042::PORT, 1, Arc::new(Mutex::new(I8042::new(self.ending.clone()))))?;
-        self.ports.insert("power", power::PORT, 1, Arc::new(Mutex::new(Power::new(self.ending.clone()))))?;
-        Ok(serial)
-    }
-
-    /// Disks in their order, so that the first is /dev/vda; then vsock and rng.
-    fn add_virtio(&mut self, config: &MachineConfig) -> Result<Vec<Arc<Mutex<Transport>>>, BuildError> {
-        let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
-        for (disk, spec) in config.disks.iter().enumerate() {
-            devices.push(Box::new(Block::open(disk, spec).map_err(|source| BuildError::Disk { disk, source })?));
-        }
-        devices.push(Box::new(Vsock::new(&config.vsock)?));
-        devices.push(Box::new(Rng::new()));
-        devices.into_iter().enumerate().map(|(index, device)| self.add_transport(index, device)).collect()
-    }
-
-    fn add_transport(
-        &mut self,
-        index: usize,
-        device: Box<dyn VirtioDevice>,
-    ) -> Result<Arc<Mutex<Transport>>, BuildError> {
-        let ending = self.ending.clone();
-        let on_fault = Arc::new(move |error| ending.set(ExitReason::HostFault(chain(&error))));
-        let transport = Transport::new(Arc::clone(self.memory), device, self.irq(virtio_irq(index))?, on_fault)?;
-        let notify = IoEventAddress::Mmio(virtio_window(index) + QUEUE_NOTIFY);
-        for (queue, kick) in transport.kick_fds().iter().enumerate() {
-            // A host without ioeventfds is slower, not unable: the write then comes as an exit to the transport.
-            if let Err(error) = self.vm.register_ioevent(kick, &notify, queue as u32) {
-                tracing::warn!(device = transport.name(), queue, %error, "No ioeventfd for a queue");
-            }
-        }
-        let transport = Arc::new(Mutex::new(transport));
-        self.mmio.insert("virtio", virtio_window(index), VIRTIO_WINDOW_BYTES, Arc::clone(&transport) as _)?;
-        Ok(transport)
-    }
-
-    /// An event descriptor whose writes raise interrupt line `irq`.
-    fn irq(&self, irq: u32) -> Result<EventFd, BuildError> {
-        let event = EventFd::new(EFD_NONBLOCK).map_err(system("an event descriptor"))?;
-        self.vm.register_irqfd(&event, irq).map_err(kvm("bind an interrupt line"))?;
-        Ok(event)
-    }
-}
-
-/// All vCPUs with their threads, at rest: the first at `entry`, the others waiting for the kernel to start them.
-fn start_vcpus(
-    host: &Host,
-    vm: &VmFd,
-    count: u8,
-    entry: u64,
-    surroundings: &Surroundings,
-) -> Result<Vec<VcpuHandle>, BuildError> {
+/// The vCPUs, their features set; in the state of before, or, without one, the first at the kernel's entry once it is
+/// known and the others waiting for the kernel to start them.
+fn make_vcpus(host: &Host, vm: &VmFd, count: u8) -> Result<Vec<VcpuFd>, BuildError> {
     let tsc_deadline = host.kvm.check_extension(Cap::TscDeadlineTimer);
-    let synced = host.kvm.check_extension(Cap::SyncRegs);
-    let mut vcpus = Vec::new();
-    for id in 0..count {
+    let make = |id: u8| {
         let fd = vm.create_vcpu(id.into()).map_err(kvm("create a vCPU"))?;
         let cpuid = cpuid::for_vcpu(&host.cpuid, id, count, tsc_deadline, host.assist);
         fd.set_cpuid2(&cpuid).map_err(kvm("set a vCPU's features"))?;
-        registers::set_common(&fd)?;
-        if id == 0 {
-            registers::set_boot(&fd, entry)?;
-        }
-        let assist = host.assist.then(Assist::default);
-        vcpus.push(Vcpu::new(id, fd, assist, synced, surroundings.clone()));
-    }
-    vcpus.into_iter().map(|vcpu| vcpu.start().map_err(system("a vCPU's thread"))).collect()
+        Ok(fd)
+    };
+    (0..count).map(make).collect()
+}
+
+/// Starts the vCPUs' threads, at rest.
+fn start_vcpus(
+    host: &Host,
+    vcpus: Vec<(VcpuFd, Option<Assist>)>,
+    surroundings: &Surroundings,
+) -> Result<Vec<VcpuHandle>, BuildError> {
+    let synced = host.kvm.check_extension(Cap::SyncRegs);
+    let start = |(id, (fd, assist))| {
+        let vcpu = Vcpu::new(id, fd, assist, synced, surroundings.clone());
+        vcpu.start().map_err(system("a vCPU's thread"))
+    };
+    (0..).zip(vcpus).map(start).collect()
 }
 
 #[cfg(test)]

@@ -6,14 +6,17 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use cove_protocol::VERSION;
-use cove_protocol::vmm::{ErrorKind, Event as MachineEvent, ExitReason, MachineSpec, Reply, Request};
+use cove_protocol::vmm::{
+    ErrorKind, Event as MachineEvent, ExitReason, MachineSpec, Reply, Request, RestoreSpec, SnapshotSpec,
+};
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 
 use crate::builder::{self, BuildError};
 use crate::config::MachineConfig;
 use crate::control::{ConnectionId, Control, Interest};
+use crate::devices::virtio::block::LayerError;
 use crate::host::chain;
-use crate::machine::Machine;
+use crate::machine::{CaptureError, Machine};
 use crate::memory::MemoryError;
 use crate::signal::Termination;
 
@@ -198,9 +201,14 @@ fn answer(machine: &mut Option<Machine>, end: &mut Option<ExitReason>, request: 
             *end = Some(ExitReason::Stopped);
             Reply::Done
         }
-        (Request::Start(spec), None) => start(machine, *spec),
-        (Request::Start(_), Some(_)) => invalid("The machine has been started already"),
+        (Request::Start(spec), None) => start(machine, *spec, true, builder::build),
+        (Request::Restore(spec), None) => {
+            let RestoreSpec { machine: spec, snapshot, resume } = *spec;
+            start(machine, spec, resume, |config| builder::restore(config, &snapshot))
+        }
+        (Request::Start(_) | Request::Restore(_), Some(_)) => invalid("The machine has been started already"),
         (_, None) => invalid("The machine has not been started"),
+        (Request::Snapshot(spec), Some(machine)) => snapshot(machine, &spec),
         (Request::Pause, Some(machine)) => match machine.pause() {
             Ok(()) => Reply::Done,
             Err(error) => Reply::Error { kind: ErrorKind::Host, message: chain(&error) },
@@ -222,15 +230,47 @@ fn answer(machine: &mut Option<Machine>, end: &mut Option<ExitReason>, request: 
     }
 }
 
-fn start(slot: &mut Option<Machine>, spec: MachineSpec) -> Reply {
+fn snapshot(machine: &mut Machine, spec: &SnapshotSpec) -> Reply {
+    match machine.snapshot(spec) {
+        Ok(figures) => {
+            tracing::info!(folder = %spec.folder.display(), ?figures, "The machine was captured");
+            Reply::Snapshot(figures)
+        }
+        Err(error) => {
+            let message = chain(&error);
+            tracing::error!(message, "The machine cannot be captured");
+            let kind = match &error {
+                CaptureError::Disks { .. } => ErrorKind::Invalid,
+                CaptureError::Layers { source, .. } if !error.is_fatal() => layers_kind(source),
+                CaptureError::Write(error) if error.is_no_space() => ErrorKind::NoSpace,
+                CaptureError::Write(_) | CaptureError::Kvm(_) | CaptureError::Stuck(_) => ErrorKind::Host,
+                CaptureError::Layers { .. } | CaptureError::Silent(_) | CaptureError::Device(_) => ErrorKind::Machine,
+            };
+            if error.is_fatal() {
+                machine.ending().set(ExitReason::HostFault(message.clone()));
+            }
+            Reply::Error { kind, message }
+        }
+    }
+}
+
+/// Builds a machine by `build` and lets it run if `run`.
+fn start(
+    slot: &mut Option<Machine>,
+    spec: MachineSpec,
+    run: bool,
+    build: impl FnOnce(&MachineConfig) -> Result<Machine, BuildError>,
+) -> Reply {
     let config = match MachineConfig::try_from(spec) {
         Ok(config) => config,
         Err(error) => return Reply::Error { kind: ErrorKind::Invalid, message: chain(&error) },
     };
     tracing::info!(id = config.id, vcpus = config.vcpus, memory_bytes = config.memory_bytes, "Starting a machine");
-    match builder::build(&config) {
+    match build(&config) {
         Ok(mut machine) => {
-            machine.start();
+            if run {
+                machine.start();
+            }
             let reply = Reply::Started { version: VERSION, vcpus: machine.vcpus(), assist: machine.assist() };
             *slot = Some(machine);
             reply
@@ -250,8 +290,18 @@ fn kind(error: &BuildError) -> ErrorKind {
             ErrorKind::Host
         }
         BuildError::Memory(MemoryError::Map { .. }) => ErrorKind::Host,
-        BuildError::Kernel(_) | BuildError::Disk { .. } | BuildError::Vsock(_) => ErrorKind::Invalid,
+        BuildError::Disk { source, .. } => layers_kind(source),
+        BuildError::Kernel(_) | BuildError::Vsock(_) => ErrorKind::Invalid,
+        BuildError::Restore(_) => ErrorKind::Snapshot,
         _ => ErrorKind::Machine,
+    }
+}
+
+/// What kind of failure a disk's layers are: the spec's, or the host's.
+fn layers_kind(error: &LayerError) -> ErrorKind {
+    match error {
+        LayerError::Open { source, .. } if source.kind() != io::ErrorKind::NotFound => ErrorKind::Host,
+        _ => ErrorKind::Invalid,
     }
 }
 

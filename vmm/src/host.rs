@@ -6,8 +6,11 @@ use std::path::{Path, PathBuf};
 
 use cove_protocol::vmm::{HostProbe, VCPUS};
 use kvm_ioctls::{Cap, Kvm};
+use sha2::{Digest, Sha256};
 
 use crate::arch::x86_64::{assist, cpuid};
+use crate::snapshot::manifest::HostRecord;
+use crate::snapshot::state;
 
 /// Environment variable that names another KVM device.
 pub const KVM_VARIABLE: &str = "COVE_KVM";
@@ -116,6 +119,8 @@ pub struct Host {
     pub assist: bool,
     /// What it supports of CPUID.
     pub cpuid: kvm_bindings::CpuId,
+    /// What a snapshot made here depends on.
+    pub record: HostRecord,
 }
 
 impl Host {
@@ -127,7 +132,14 @@ impl Host {
         let kvm = open_kvm()?;
         let assist = assist::probe::assist_needed(&kvm)?;
         let cpuid = kvm.get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES).map_err(HostError::Cpuid)?;
-        Ok(Self { kvm, assist, cpuid })
+        let record = HostRecord {
+            fingerprint: fingerprint(&kvm, &cpuid, assist),
+            cpu_model: cpuid::brand(&cpuid).or_else(cpu_model).unwrap_or_default(),
+            module: module().to_owned(),
+            kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+            assist,
+        };
+        Ok(Self { kvm, assist, cpuid, record })
     }
 
     /// Most vCPUs that a machine can be granted here.
@@ -151,16 +163,35 @@ pub fn probe() -> HostProbe {
         vcpus_max: 0,
         cpu_model: String::new(),
         module: module().to_owned(),
+        fingerprint: String::new(),
     };
     match Host::open() {
         Ok(host) => {
             probe.assist = host.assist;
             probe.vcpus_max = host.vcpus_max();
-            probe.cpu_model = cpuid::brand(&host.cpuid).or_else(cpu_model).unwrap_or_default();
+            probe.fingerprint = host.record.fingerprint;
+            probe.cpu_model = host.record.cpu_model;
         }
         Err(error) => probe.problem = Some(chain(&error)),
     }
     probe
+}
+
+/// Names all of the host that a snapshot depends on, as hexadecimal digits: the CPU and what KVM passes on of it, the kind
+/// of KVM, the MSRs that it saves, and the format. The host's kernel is not among it: KVM's interface is stable, and a
+/// paused sandbox should outlive a kernel's update; what a new kernel does refuse is found when the state is set.
+fn fingerprint(kvm: &Kvm, cpuid: &kvm_bindings::CpuId, assist: bool) -> String {
+    let mut hash = Sha256::new();
+    hash.update(state::FORMAT.to_le_bytes());
+    hash.update([u8::from(assist)]);
+    hash.update(module());
+    for part in cpuid::identity(cpuid) {
+        hash.update(part.to_le_bytes());
+    }
+    let mut msrs = kvm.get_msr_index_list().map(|list| list.as_slice().to_vec()).unwrap_or_default();
+    msrs.sort_unstable();
+    msrs.iter().for_each(|index| hash.update(index.to_le_bytes()));
+    hash.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The processor's name as the host's kernel gives it, where KVM does not pass its brand string on.

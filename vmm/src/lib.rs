@@ -1,7 +1,7 @@
 //! Cove's virtual machine monitor: one process, one machine.
 //!
 //! ```text
-//!  main thread   event loop: control socket, SIGTERM, the machine's end ── Machine::{start, pause, resume, end}
+//!  main thread   event loop: control socket, SIGTERM, the machine's end ── Machine::{start, pause, snapshot, resume, end}
 //!  vcpuN         KVM_RUN, port and memory accesses (devices::bus), the assist where the host needs it
 //!  virtio-NAME   one worker a virtio device, while the guest's driver is up
 //! ```
@@ -26,4 +26,5 @@ pub mod jail;
 pub mod machine;
 pub mod memory;
 pub mod signal;
+pub mod snapshot;
 pub mod vcpu;

@@ -1,13 +1,17 @@
-//! A machine: owns the VM, its memory, its vCPUs and devices; starts, pauses, resumes and ends them.
+//! A machine: owns the VM, its memory, its vCPUs and devices; starts, pauses, resumes and ends them. `capture` makes
+//! snapshots of it.
 //!
 //! Called by the event loop only, on the main thread. What happens on other threads reaches it through [`Ending`].
 
+mod capture;
+
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use cove_protocol::vmm::{ExitReason, Stats};
+use cove_protocol::vmm::{DiskSpec, ExitReason, Stats};
 use kvm_ioctls::VmFd;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -15,7 +19,8 @@ use crate::arch::x86_64::assist::Finished;
 use crate::devices::serial::Serial;
 use crate::devices::virtio::Memory;
 use crate::devices::virtio::mmio::Transport;
-use crate::memory::resident_bytes;
+use crate::host::Host;
+use crate::memory::own;
 use crate::vcpu::VcpuHandle;
 
 /// How a machine's end is made known: set once, by whoever sees it first; its descriptor becomes readable.
@@ -69,6 +74,8 @@ impl AsRawFd for Ending {
     }
 }
 
+pub use self::capture::CaptureError;
+
 /// How long a vCPU may take to stand still. It takes microseconds, on a crowded host milliseconds.
 const REST_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -85,14 +92,18 @@ pub struct Parts {
     pub vcpus: Vec<VcpuHandle>,
     /// The virtio devices.
     pub transports: Vec<Arc<Mutex<Transport>>>,
+    /// The layers of each disk.
+    pub disks: Vec<DiskSpec>,
     /// The console.
     pub serial: Arc<Mutex<Serial>>,
     /// The VM.
     pub vm: VmFd,
     /// Guest memory.
     pub memory: Memory,
-    /// The host needs the assist.
-    pub assist: bool,
+    /// The file that guest memory was mapped from, of a restored machine.
+    pub base: Option<Arc<File>>,
+    /// The host.
+    pub host: Host,
     /// The machine's end.
     pub ending: Ending,
 }
@@ -181,7 +192,7 @@ impl Machine {
 
     /// Whether the host needs the assist.
     pub fn assist(&self) -> bool {
-        self.parts.assist
+        self.parts.host.assist
     }
 
     /// The vCPUs, in order.
@@ -218,8 +229,9 @@ impl Machine {
             uptime_us: self.started.elapsed().as_micros() as u64,
             paused: self.paused,
             vcpus: parts.vcpus.iter().map(VcpuHandle::stats).collect(),
-            memory_resident_bytes: resident_bytes(&parts.memory),
+            memory_resident_bytes: own::bytes(&parts.memory),
             devices,
+            tops: parts.disks.iter().filter_map(|disk| Some(disk.layers.last()?.path.clone())).collect(),
             assist: self.assist_stats(),
         }
     }

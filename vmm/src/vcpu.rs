@@ -7,6 +7,8 @@
 //!      └──────────────── Order::End + kick ───────────────► thread ends
 //! ```
 //!
+//! A paused vCPU can be asked for its state ([`VcpuHandle::save`]); only its own thread touches it.
+//!
 //! The machine writes an order under the lock and kicks; the thread looks at its orders before every `KVM_RUN`, and a kick
 //! in between makes `KVM_RUN` return at once ([`crate::signal`]). While paused the thread waits on a condition variable.
 
@@ -26,6 +28,7 @@ use self::counters::Counters;
 use self::runner::Runner;
 use crate::arch::x86_64::assist::cpu::KvmCpu;
 use crate::arch::x86_64::assist::{Assist, Finished};
+use crate::arch::x86_64::state::{StateError, VcpuState};
 use crate::devices::bus::Bus;
 use crate::devices::virtio::Memory;
 use crate::machine::Ending;
@@ -39,10 +42,13 @@ enum Order {
     End,
 }
 
-/// The order, and whether the thread stands still because of it.
+/// The order, whether the thread stands still because of it, and what is asked of it meanwhile.
 struct Orders {
     order: Order,
     resting: bool,
+    /// The state is wanted of which these MSRs are part.
+    wanted: Option<Arc<[u32]>>,
+    saved: Option<Result<VcpuState, StateError>>,
 }
 
 /// What the machine and the vCPU's thread share.
@@ -111,7 +117,7 @@ impl Vcpu {
     /// When the system has no thread for it.
     pub fn start(mut self) -> std::io::Result<VcpuHandle> {
         let shared = Arc::new(Shared {
-            orders: Mutex::new(Orders { order: Order::Pause, resting: true }),
+            orders: Mutex::new(Orders { order: Order::Pause, resting: true, wanted: None, saved: None }),
             changed: Condvar::new(),
             thread_id: AtomicI32::new(0),
             counters: Counters::default(),
@@ -147,6 +153,22 @@ impl VcpuHandle {
         let (orders, _) =
             self.shared.changed.wait_timeout_while(orders, timeout, moving).unwrap_or_else(PoisonError::into_inner);
         orders.resting
+    }
+
+    /// The state of a vCPU that stands still, with the values of `msrs`; `None` when its thread does not answer within
+    /// `timeout`.
+    ///
+    /// # Errors
+    /// When KVM does not tell a part of it.
+    pub fn save(&self, msrs: &Arc<[u32]>, timeout: Duration) -> Result<Option<VcpuState>, StateError> {
+        let mut orders = self.shared.orders();
+        (orders.wanted, orders.saved) = (Some(Arc::clone(msrs)), None);
+        self.shared.changed.notify_all();
+        let waiting = |orders: &mut Orders| orders.saved.is_none();
+        let waited = self.shared.changed.wait_timeout_while(orders, timeout, waiting);
+        let (mut orders, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        orders.wanted = None;
+        orders.saved.take().transpose()
     }
 
     /// Lets the vCPU go on.

@@ -3,6 +3,7 @@
 use std::io;
 
 use cove_protocol::vmm::DeviceStats;
+use serde::{Deserialize, Serialize};
 use vm_superio::Trigger;
 use vm_superio::serial::NoEvents;
 use vmm_sys_util::eventfd::EventFd;
@@ -26,6 +27,20 @@ impl Trigger for Line {
     }
 }
 
+/// What a snapshot keeps of the port: its registers (without a FIFO's content: it has no input).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SerialState {
+    /// Divisor latch, low and high byte.
+    divisor: [u8; 2],
+    interrupt_enable: u8,
+    interrupt_identification: u8,
+    line_control: u8,
+    line_status: u8,
+    modem_control: u8,
+    modem_status: u8,
+    scratch: u8,
+}
+
 /// The serial port.
 pub struct Serial {
     port: vm_superio::Serial<Line, NoEvents, ConsoleLog>,
@@ -36,6 +51,46 @@ impl Serial {
     /// A port that writes to `log` and raises `irq`.
     pub fn new(irq: EventFd, log: ConsoleLog) -> Self {
         Self { port: vm_superio::Serial::new(Line(irq), log), stats: DeviceStats::default() }
+    }
+
+    /// The port of a restored machine, whose output goes to a new `log`. The state may be anything: these are registers
+    /// that the guest may write as it likes.
+    ///
+    /// # Errors
+    /// When the interrupt that was due cannot be raised.
+    pub fn restore(irq: EventFd, log: ConsoleLog, state: &SerialState) -> io::Result<Self> {
+        let state = vm_superio::SerialState {
+            baud_divisor_low: state.divisor[0],
+            baud_divisor_high: state.divisor[1],
+            interrupt_enable: state.interrupt_enable,
+            interrupt_identification: state.interrupt_identification,
+            line_control: state.line_control,
+            line_status: state.line_status,
+            modem_control: state.modem_control,
+            modem_status: state.modem_status,
+            scratch: state.scratch,
+            in_buffer: Vec::new(),
+        };
+        match vm_superio::Serial::from_state(&state, Line(irq), NoEvents, log) {
+            Ok(port) => Ok(Self { port, stats: DeviceStats::default() }),
+            Err(vm_superio::serial::Error::Trigger(error) | vm_superio::serial::Error::IOError(error)) => Err(error),
+            Err(vm_superio::serial::Error::FullFifo) => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+
+    /// What a snapshot keeps of it.
+    pub fn state(&self) -> SerialState {
+        let state = self.port.state();
+        SerialState {
+            divisor: [state.baud_divisor_low, state.baud_divisor_high],
+            interrupt_enable: state.interrupt_enable,
+            interrupt_identification: state.interrupt_identification,
+            line_control: state.line_control,
+            line_status: state.line_status,
+            modem_control: state.modem_control,
+            modem_status: state.modem_status,
+            scratch: state.scratch,
+        }
     }
 
     /// The newest `bytes_max` bytes that the guest wrote.

@@ -13,6 +13,7 @@ use super::counters::ExitKind;
 use super::{Order, SAMPLES_MAX, Sample, Shared, Surroundings, internal_error, set_msr_error};
 use crate::arch::x86_64::assist::cpu::KvmCpu;
 use crate::arch::x86_64::assist::{Assist, AssistError, Finished};
+use crate::arch::x86_64::state::VcpuState;
 use crate::devices::virtio::Memory;
 use crate::host::chain;
 use crate::machine::Ending;
@@ -86,6 +87,10 @@ impl Runner {
                 }
                 // Said anew each time: a resume and a pause may both have come since the last look.
                 Order::Pause => self.shared.say_resting(&mut orders),
+            }
+            if let Some(msrs) = orders.wanted.take() {
+                orders.saved = Some(VcpuState::save(self.target.vcpu(), &msrs, self.assist.as_ref()));
+                self.shared.changed.notify_all();
             }
             orders = self.shared.changed.wait(orders).unwrap_or_else(PoisonError::into_inner);
         }

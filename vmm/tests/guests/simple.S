@@ -1,5 +1,5 @@
 // A guest that says "hi" on the serial port and then does one thing, chosen when it is assembled: RESET, FAULT (a triple
-// fault), FLOOD (the serial port, for ever), HIGH (uses its memory at 4 GiB, then resets) or nothing (spins).
+// fault), FLOOD (the serial port, for ever), COUNT (in memory, for ever; every 1024 it says the next letter), HIGH (uses its memory at 4 GiB, then resets) or nothing (spins).
 
 .set SERIAL, 0x3f8
 
@@ -35,6 +35,18 @@ _start:
 #elif defined(FAULT)
     lidt no_table
     ud2
+#elif defined(COUNT)
+1:  incq counter
+    testq $1023, counter
+    jnz 1b
+    mov letter, %al
+    out %al, %dx
+    inc %al
+    cmp $'z', %al
+    jbe 2f
+    mov $'a', %al
+2:  mov %al, letter
+    jmp 1b
 #elif defined(FLOOD)
 1:  mov $'x', %al
     out %al, %dx
@@ -48,3 +60,10 @@ _start:
 no_table:
     .word 0
     .quad 0
+
+// In a page of its own, which is what changes.
+.balign 4096
+counter:
+    .quad 0
+letter:
+    .byte 'a'

@@ -55,6 +55,19 @@ pub fn for_vcpu(supported: &CpuId, id: u8, vcpus: u8, tsc_deadline: bool, assist
     cpuid
 }
 
+/// What of a table identifies the kind of CPU: vendor, family and model, and the features that a guest's programs may have
+/// found. Values that differ from one processor of a host to the next (ids, sizes of what is switched on) are not among it.
+pub fn identity(supported: &CpuId) -> impl Iterator<Item = u32> {
+    supported.as_slice().iter().flat_map(|entry| match (entry.function, entry.index) {
+        (0, _) => [entry.function, entry.eax, entry.ebx, entry.ecx, entry.edx],
+        // EBX holds the local APIC's id; OSXSAVE in ECX follows a control register.
+        (1, _) => [entry.function, entry.eax, 0, entry.ecx & !(1 << 27), entry.edx],
+        (7, _) => [entry.function + (entry.index << 16), 0, entry.ebx, entry.ecx & !(1 << 4), entry.edx],
+        (0x8000_0001 | KVM_FEATURES, _) => [entry.function, entry.eax, 0, entry.ecx, entry.edx],
+        _ => [0; 5],
+    })
+}
+
 /// Takes out what the host's emulator lacks.
 fn mask(entry: &mut kvm_cpuid_entry2) {
     match (entry.function, entry.index) {

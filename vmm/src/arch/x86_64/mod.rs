@@ -14,6 +14,7 @@ pub mod cpuid;
 pub mod kernel;
 pub mod mptable;
 pub mod registers;
+pub mod state;
 
 /// The global descriptor table of the boot CPU's first instructions.
 pub const GDT_START: u64 = 0x500;

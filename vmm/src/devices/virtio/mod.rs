@@ -25,13 +25,28 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use cove_protocol::vmm::DeviceStats;
+use serde::{Deserialize, Serialize};
 use vm_memory::GuestMemoryMmap;
 
+use block::Block;
+use block::state::BlockState;
 pub use context::{Chain, Context};
 pub use interrupt::Interrupt;
+use vsock::VsockState;
 
 /// Guest memory as devices see it; clones share the mapping.
 pub type Memory = Arc<GuestMemoryMmap>;
+
+/// What a snapshot keeps of a device, beside its transport's registers and queues. Untrusted when read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DeviceState {
+    /// A disk.
+    Block(BlockState),
+    /// The vsock device.
+    Vsock(VsockState),
+    /// The entropy device, which keeps nothing.
+    Rng,
+}
 
 /// A virtio device: its identity, its configuration space, and what it does with its queues.
 ///
@@ -83,6 +98,14 @@ pub trait VirtioDevice: Send {
 
     /// Figures since the machine's start.
     fn stats(&self) -> DeviceStats;
+
+    /// What a snapshot keeps of it. Asked at rest.
+    fn state(&self) -> DeviceState;
+
+    /// The block device that this is, for a change of its layers at rest.
+    fn as_block(&mut self) -> Option<&mut Block> {
+        None
+    }
 }
 
 /// A descriptor that a device wants watched. A hang-up is reported whatever else is asked for, again and again: who

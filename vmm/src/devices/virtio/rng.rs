@@ -9,7 +9,7 @@ use rustix::rand::{GetRandomFlags, getrandom};
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
-use super::{Chain, Context, Memory, VirtioDevice};
+use super::{Chain, Context, DeviceState, Memory, VirtioDevice};
 
 /// Entropy device (virtio 1.2, section 5).
 const DEVICE_ID: u32 = 4;
@@ -73,6 +73,10 @@ impl VirtioDevice for Rng {
 
     fn stats(&self) -> DeviceStats {
         self.stats
+    }
+
+    fn state(&self) -> DeviceState {
+        DeviceState::Rng
     }
 }
 

@@ -10,7 +10,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::mmio::state::{StateError, TransportState};
 use super::mock::{Buffer, DEADLINE, INDIRECT, MEMORY_END, MockDriver, NEXT, WRITE};
 use super::rng::Rng;
-use super::{Context, Readiness, Source, VirtioDevice};
+use super::{Context, DeviceState, Readiness, Source, VirtioDevice};
 use crate::devices::BusDevice;
 
 fn rng() -> MockDriver {
@@ -325,7 +325,7 @@ fn saved() -> (MockDriver, TransportState) {
     let mut driver = rng();
     assert_alive(&mut driver);
     driver.transport.pause();
-    let state = driver.transport.save().unwrap();
+    let (_, state) = driver.transport.save().unwrap();
     (driver, state)
 }
 
@@ -346,7 +346,7 @@ fn a_restored_device_goes_on_where_the_saved_one_was() {
 fn a_device_without_a_driver_is_saved_too() {
     let mut driver = MockDriver::new(Box::new(Rng::new()));
     driver.negotiate(MockDriver::plain_features());
-    let state = driver.transport.save().unwrap();
+    let (_, state) = driver.transport.save().unwrap();
     driver.move_to(Box::new(Rng::new()), &state).unwrap();
     assert_eq!(driver.status(), 11);
     driver.set_up_queue(0);
@@ -361,7 +361,7 @@ fn a_broken_device_stays_broken_over_a_restore() {
     driver.kick(0);
     driver.wait_for_broken();
     driver.transport.pause();
-    let state = driver.transport.save().unwrap();
+    let (_, state) = driver.transport.save().unwrap();
     driver.move_to(Box::new(Rng::new()), &state).unwrap();
     assert_broken_until_reset(&mut driver);
 }
@@ -483,6 +483,10 @@ impl VirtioDevice for Watcher {
 
     fn stats(&self) -> DeviceStats {
         DeviceStats { requests: 1, ..DeviceStats::default() }
+    }
+
+    fn state(&self) -> DeviceState {
+        DeviceState::Rng
     }
 }
 

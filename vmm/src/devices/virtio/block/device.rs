@@ -16,7 +16,7 @@ use super::format::CLUSTER_BITS;
 use super::request::{self, Limits, Parts, RANGE_SECTORS_MAX, RANGES_MAX, Range, Request, RequestError, Segment};
 use super::state::{BlockState, RestoreError};
 use super::{Disk, LayerError, SECTOR_BYTES};
-use crate::devices::virtio::{Chain, Context, Memory, VirtioDevice};
+use crate::devices::virtio::{Chain, Context, DeviceState, Memory, VirtioDevice};
 
 /// Block device (virtio 1.2, section 5).
 const DEVICE_ID: u32 = 2;
@@ -60,12 +60,17 @@ impl Block {
     /// [`RestoreError`] when a layer cannot be used or the disk is another one.
     pub fn restore(index: usize, spec: &DiskSpec, state: &BlockState) -> Result<Self, RestoreError> {
         let block = Self::open(index, spec)?;
-        let here = block.state();
+        let here = block.disk_state();
         if here == *state { Ok(block) } else { Err(RestoreError::Disk { device: block.name, saved: *state, here }) }
     }
 
-    /// What a snapshot keeps of the device.
-    pub fn state(&self) -> BlockState {
+    /// The disk, for a change of its layers.
+    pub fn disk(&mut self) -> &mut Disk {
+        &mut self.disk
+    }
+
+    /// What identifies the disk to a restored guest.
+    pub fn disk_state(&self) -> BlockState {
         BlockState { sectors: self.disk.sectors(), read_only: self.disk.read_only() }
     }
 
@@ -275,5 +280,13 @@ impl VirtioDevice for Block {
 
     fn stats(&self) -> DeviceStats {
         self.stats
+    }
+
+    fn state(&self) -> DeviceState {
+        DeviceState::Block(self.disk_state())
+    }
+
+    fn as_block(&mut self) -> Option<&mut Block> {
+        Some(self)
     }
 }

@@ -64,6 +64,12 @@ pub enum LayerError {
     /// The data would be in a file that the spec does not name.
     #[error("Layer {0:?} keeps its data in another file")]
     ExternalData(PathBuf),
+    /// A change of layers would leave out one that the disk has.
+    #[error("A disk's new layers must begin with those that it has")]
+    OtherChain,
+    /// After a change of layers that failed, the disk cannot go on with its old ones.
+    #[error("A disk lost its layers")]
+    Lost(#[source] Box<LayerError>),
     /// The disk has no whole sector, or more than there may be.
     #[error("The disk of layer {path:?} has {size_bytes} bytes; 512 to {max} are possible", max = format::DISK_BYTES_MAX)]
     Size {
@@ -77,8 +83,9 @@ pub enum LayerError {
 /// An open chain of layers.
 #[derive(Debug)]
 pub struct Disk {
-    image: Image,
-    read_only: bool,
+    /// `None` only while the layers change.
+    image: Option<Image>,
+    spec: DiskSpec,
     sectors: u64,
 }
 
@@ -100,7 +107,35 @@ impl Disk {
         if !(SECTOR_BYTES..=format::DISK_BYTES_MAX).contains(&size_bytes) {
             return Err(LayerError::Size { path: top.path.clone(), size_bytes });
         }
-        Ok(Self { image, read_only: spec.read_only, sectors: size_bytes / SECTOR_BYTES })
+        Ok(Self { image: Some(image), spec: spec.clone(), sectors: size_bytes / SECTOR_BYTES })
+    }
+
+    /// Goes on with the chain that `spec` lists instead: the present layers, and maybe more on top of them. To be called
+    /// at rest and flushed.
+    ///
+    /// # Errors
+    /// [`LayerError`] when a layer cannot be used or the disk would be another; the disk is then as it was, unless its
+    /// layers cannot be opened again either ([`LayerError::Lost`]).
+    pub fn change(&mut self, spec: &DiskSpec) -> Result<(), LayerError> {
+        if spec.read_only != self.spec.read_only || !spec.layers.starts_with(&self.spec.layers) {
+            return Err(LayerError::OtherChain);
+        }
+        // The old top's lock is exclusive and must go before the same file can be a lower layer.
+        self.image = None;
+        match Self::open(spec) {
+            Ok(changed) if changed.sectors == self.sectors => {
+                *self = changed;
+                Ok(())
+            }
+            changed => {
+                let size_bytes = self.sectors * SECTOR_BYTES;
+                let path = spec.layers.last().map(|layer| layer.path.clone()).unwrap_or_default();
+                let error = changed.err().unwrap_or(LayerError::Size { path, size_bytes });
+                let old = Self::open(&self.spec).map_err(|source| LayerError::Lost(Box::new(source)))?;
+                *self = old;
+                Err(error)
+            }
+        }
     }
 
     /// The disk's size in sectors.
@@ -110,7 +145,21 @@ impl Disk {
 
     /// The disk takes no writes.
     pub fn read_only(&self) -> bool {
-        self.read_only
+        self.spec.read_only
+    }
+
+    /// Its layers.
+    pub fn spec(&self) -> &DiskSpec {
+        &self.spec
+    }
+
+    fn image_mut(&mut self) -> io::Result<&mut Image> {
+        self.image.as_mut().ok_or_else(lost)
+    }
+
+    /// The open chain.
+    fn image(&self) -> io::Result<&Image> {
+        self.image.as_ref().ok_or_else(lost)
     }
 
     /// Fills `buffers` from byte `offset` on.
@@ -119,7 +168,7 @@ impl Disk {
     /// The host's error.
     pub fn read(&self, buffers: &[VolatileSlice], offset: u64) -> io::Result<()> {
         let (vector, _mapped) = IoVectorMut::from_volatile_slice(buffers);
-        self.image.readv(vector, offset)
+        self.image()?.readv(vector, offset)
     }
 
     /// Writes `buffers` at byte `offset`.
@@ -128,8 +177,8 @@ impl Disk {
     /// The host's error; the range then holds old and new bytes.
     pub fn write(&mut self, buffers: &[VolatileSlice], offset: u64) -> io::Result<()> {
         let (vector, _mapped) = IoVector::from_volatile_slice(buffers);
-        self.image.writev(vector, offset)?;
-        self.image.flush()
+        self.image()?.writev(vector, offset)?;
+        self.image()?.flush()
     }
 
     /// Gives the range's whole clusters back to the host; they read as zeroes. The rest stays as it is.
@@ -137,8 +186,8 @@ impl Disk {
     /// # Errors
     /// The host's error.
     pub fn discard(&mut self, offset: u64, bytes: u64) -> io::Result<()> {
-        self.image.discard_to_any(offset, bytes)?;
-        self.image.flush()
+        self.image_mut()?.discard_to_any(offset, bytes)?;
+        self.image()?.flush()
     }
 
     /// Makes the range read as zeroes; with `unmap` its clusters are given back where that is possible.
@@ -147,10 +196,10 @@ impl Disk {
     /// The host's error.
     pub fn write_zeroes(&mut self, offset: u64, bytes: u64, unmap: bool) -> io::Result<()> {
         match unmap {
-            true => self.image.discard_to_zero(offset, bytes)?,
-            false => self.image.write_zeroes(offset, bytes)?,
+            true => self.image_mut()?.discard_to_zero(offset, bytes)?,
+            false => self.image()?.write_zeroes(offset, bytes)?,
         }
-        self.image.flush()
+        self.image()?.flush()
     }
 
     /// Makes all finished writes durable.
@@ -158,12 +207,16 @@ impl Disk {
     /// # Errors
     /// The host's error; nothing can then be said about writes since the last flush.
     pub fn flush(&mut self) -> io::Result<()> {
-        if self.read_only {
+        if self.spec.read_only {
             return Ok(());
         }
-        self.image.flush()?;
-        self.image.sync()
+        self.image()?.flush()?;
+        self.image()?.sync()
     }
+}
+
+fn lost() -> io::Error {
+    io::Error::other("the disk has lost its layers")
 }
 
 /// Sets the refcounts of the qcow2 layer at `path` right, as opening it for writing does.

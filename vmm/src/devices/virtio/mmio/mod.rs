@@ -23,7 +23,7 @@ use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::worker::{FaultHandler, Worker};
-use super::{Context, Interrupt, Memory, VirtioDevice};
+use super::{Context, DeviceState, Interrupt, Memory, VirtioDevice};
 use queue::QueueRegisters;
 use registers::Registers;
 
@@ -179,6 +179,14 @@ impl Transport {
             other => other,
         };
         self.interrupt.raise_pending();
+    }
+
+    /// The device, while it is at rest.
+    pub fn device(&mut self) -> Option<&mut dyn VirtioDevice> {
+        match &mut self.phase {
+            Phase::Rest(device) | Phase::Paused(device, _) => Some(device.as_mut()),
+            Phase::Active(_) | Phase::Lost(_) => None,
+        }
     }
 
     /// Takes the device from the driver: registers as after power-on, worker at rest. The driver's write of 0 to the

@@ -8,7 +8,7 @@ use virtio_queue::QueueT;
 
 use super::queue::QueueRegisters;
 use super::registers::{DRIVER_OK, KNOWN_STATUS, Registers};
-use super::{Phase, Transport};
+use super::{DeviceState, Phase, Transport};
 
 /// The saved form.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,10 +82,12 @@ impl Transport {
     ///
     /// # Errors
     /// [`StateError::NotAtRest`] while the device works or when it failed.
-    pub fn save(&self) -> Result<TransportState, StateError> {
-        let positions: Vec<(u16, u16)> = match &self.phase {
-            Phase::Rest(_) => vec![(0, 0); self.queues.len()],
-            Phase::Paused(_, context) => context.queues.iter().map(|q| (q.next_avail(), q.next_used())).collect(),
+    pub fn save(&self) -> Result<(DeviceState, TransportState), StateError> {
+        let (device, positions): (_, Vec<(u16, u16)>) = match &self.phase {
+            Phase::Rest(device) => (device, vec![(0, 0); self.queues.len()]),
+            Phase::Paused(device, context) => {
+                (device, context.queues.iter().map(|q| (q.next_avail(), q.next_used())).collect())
+            }
             Phase::Active(_) | Phase::Lost(_) => return Err(StateError::NotAtRest(self.name.clone())),
         };
         let queues = self.queues.iter().zip(positions).map(|(queue, (next_available, next_used))| QueueState {
@@ -99,7 +101,7 @@ impl Transport {
         });
         let Registers { status, driver_features, .. } = self.registers;
         let Registers { device_features_select, driver_features_select, queue_select, .. } = self.registers;
-        Ok(TransportState {
+        let state = TransportState {
             device_id: self.device_id,
             status,
             needs_reset: self.interrupt.needs_reset(),
@@ -107,7 +109,8 @@ impl Transport {
             selectors: [device_features_select, driver_features_select, queue_select],
             driver_features,
             queues: queues.collect(),
-        })
+        };
+        Ok((device.state(), state))
     }
 
     /// Puts a new transport where the saved one was: paused if its driver was up, so that [`Transport::resume`] lets it

@@ -18,7 +18,7 @@ use super::host::Listener;
 use super::packet::{HEADER_BYTES, Header, Op, PAYLOAD_BYTES_MAX};
 use super::state::{CheckedState, VsockState};
 use super::streams::Streams;
-use crate::devices::virtio::{Chain, Context, Memory, Readiness, Source, VirtioDevice};
+use crate::devices::virtio::{Chain, Context, DeviceState, Memory, Readiness, Source, VirtioDevice};
 
 /// Socket device (virtio 1.2, section 5).
 const DEVICE_ID: u32 = 19;
@@ -105,7 +105,7 @@ impl Vsock {
     }
 
     /// What a snapshot keeps of it. Streams are not kept.
-    pub fn state(&self) -> VsockState {
+    pub fn vsock_state(&self) -> VsockState {
         VsockState { guest_cid: self.guest_cid, next_port: self.streams.next_port() }
     }
 
@@ -329,6 +329,10 @@ impl VirtioDevice for Vsock {
 
     fn stats(&self) -> DeviceStats {
         self.stats
+    }
+
+    fn state(&self) -> DeviceState {
+        DeviceState::Vsock(self.vsock_state())
     }
 }
 

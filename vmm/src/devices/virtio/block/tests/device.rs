@@ -272,13 +272,13 @@ fn a_restored_disk_is_the_saved_one() {
     let mut driver = driver(&layers, false);
     write_sectors(&mut driver, 5, &[0x11; 512]);
     driver.transport.pause();
-    let state = driver.transport.save().unwrap();
+    let (_, state) = driver.transport.save().unwrap();
     let block = BlockState { sectors: 2048, read_only: false };
     // The old device must let go of its layers first, as a process that is gone has.
     let other = Layers::new().qcow2(2 << 20);
     driver.transport = MockDriver::new(Box::new(Block::open(9, &other.spec(false)).unwrap())).transport;
     let restored = Block::restore(0, &layers.spec(false), &block).unwrap();
-    assert_eq!(restored.state(), block);
+    assert_eq!(restored.disk_state(), block);
     driver.move_to(Box::new(restored), &state).unwrap();
     assert_eq!(read_sectors(&mut driver, 5, 512), [0x11; 512]);
     assert!(matches!(Block::restore(0, &other.spec(true), &block), Err(RestoreError::Disk { .. })));

@@ -446,7 +446,7 @@ fn fifty_restores_under_traffic_each_give_a_guest_that_can_be_called() {
         }
         let Machine { guest: old, folder: kept } = machine;
         let driver = old.driver.restore(|device| {
-            let state = device.state().try_into().unwrap();
+            let state = device.vsock_state().try_into().unwrap();
             drop(device);
             Vsock::restore(&spec(&kept), &state).unwrap()
         });
@@ -462,7 +462,7 @@ fn fifty_restores_under_traffic_each_give_a_guest_that_can_be_called() {
 fn after_a_restore_the_guest_forgets_its_streams_before_the_host_calls() {
     let mut machine = Machine::new();
     let _old = machine.stream(PORT);
-    let state = machine.guest.driver.device.state();
+    let state = machine.guest.driver.device.vsock_state();
     let Machine { guest, folder } = machine;
     drop(guest);
     let device = Vsock::restore(&spec(&folder), &state.clone().try_into().unwrap()).unwrap();

@@ -1,18 +1,21 @@
-//! Guest memory: private anonymous pages that cost nothing until the guest touches them, and their KVM slots.
+//! Guest memory and its KVM slots: anonymous pages of a machine that boots, or a snapshot's memory file, mapped privately.
+//! Either costs nothing until the guest touches it.
 
+pub mod own;
+
+use std::fs::File;
 use std::sync::Arc;
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
 
 use crate::arch::x86_64::memory_ranges;
 use crate::devices::virtio::Memory;
 
-const PAGE_BYTES: usize = 4096;
-/// Pages that one look at residency covers, so that its answer needs little memory of ours.
-const RESIDENCY_PAGES: usize = 64 << 10;
+/// Bytes of a page, the unit in which memory is mapped and changes are found.
+pub const PAGE_BYTES: u64 = 4096;
 
 /// Guest memory could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -42,22 +45,41 @@ pub enum MemoryError {
     },
 }
 
-/// Maps `bytes` of guest memory.
+/// Maps `bytes` of guest memory, all zero.
 ///
 /// # Errors
 /// When the host refuses.
 pub fn map(bytes: u64) -> Result<Memory, MemoryError> {
-    let regions = memory_ranges(bytes).into_iter().map(|(start, bytes)| {
+    map_ranges(bytes, None)
+}
+
+/// Maps `bytes` of guest memory with the content of `file`, in which the ranges of [`memory_ranges`] follow each other. The
+/// guest's writes stay its own. The file must be `bytes` long and not change while the guest runs; it may be unlinked.
+///
+/// # Errors
+/// When the host refuses.
+pub fn map_file(bytes: u64, file: &Arc<File>) -> Result<Memory, MemoryError> {
+    map_ranges(bytes, Some(file))
+}
+
+fn map_ranges(bytes: u64, file: Option<&Arc<File>>) -> Result<Memory, MemoryError> {
+    let mut regions = Vec::new();
+    let mut offset = 0;
+    for (start, bytes) in memory_ranges(bytes) {
         // Not reserved: a guest rarely uses all it has, and admission goes by what is really used.
-        let region = MmapRegionBuilder::new(bytes as usize)
-            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-            .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
-            .build()
-            .map_err(|source| MemoryError::Map { bytes, source })?;
-        GuestRegionMmap::new(region, GuestAddress(start))
-            .ok_or(MemoryError::Ranges(vm_memory::GuestRegionCollectionError::NoMemoryRegion))
-    });
-    let regions = regions.collect::<Result<Vec<_>, MemoryError>>()?;
+        let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE;
+        let region = MmapRegionBuilder::new(bytes as usize).with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE);
+        let region = match file {
+            None => region.with_mmap_flags(flags | libc::MAP_ANONYMOUS),
+            Some(file) => {
+                region.with_mmap_flags(flags).with_file_offset(FileOffset::from_arc(Arc::clone(file), offset))
+            }
+        };
+        let region = region.build().map_err(|source| MemoryError::Map { bytes, source })?;
+        let region = GuestRegionMmap::new(region, GuestAddress(start));
+        regions.push(region.ok_or(MemoryError::Ranges(vm_memory::GuestRegionCollectionError::NoMemoryRegion))?);
+        offset += bytes;
+    }
     Ok(Arc::new(GuestMemoryMmap::from_regions(regions)?))
 }
 
@@ -83,26 +105,6 @@ pub fn register(vm: &VmFd, memory: &Memory) -> Result<(), MemoryError> {
     Ok(())
 }
 
-/// Bytes of guest memory that the host really holds, or `None` when it does not tell.
-pub fn resident_bytes(memory: &Memory) -> Option<u64> {
-    let mut pages = 0;
-    let mut answer = vec![0u8; RESIDENCY_PAGES];
-    for region in memory.iter() {
-        let (start, bytes) = (region.as_ptr(), region.len() as usize);
-        for offset in (0..bytes).step_by(RESIDENCY_PAGES * PAGE_BYTES) {
-            let length = (bytes - offset).min(RESIDENCY_PAGES * PAGE_BYTES);
-            // SAFETY: `offset + length` is within the region's live mapping, and `answer` has a byte for each of its
-            // pages, so the kernel writes within it.
-            let result = unsafe { libc::mincore(start.add(offset).cast(), length, answer.as_mut_ptr()) };
-            if result != 0 {
-                return None;
-            }
-            pages += answer[..length.div_ceil(PAGE_BYTES)].iter().filter(|page| **page & 1 != 0).count();
-        }
-    }
-    Some((pages * PAGE_BYTES) as u64)
-}
-
 #[cfg(test)]
 mod tests {
     use vm_memory::Bytes;
@@ -110,14 +112,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_touched_pages_are_resident() {
-        let memory = map(64 << 20).unwrap();
-        assert_eq!(resident_bytes(&memory), Some(0));
-        memory.write_obj(1u8, GuestAddress(0x10_0000)).unwrap();
-        memory.write_obj(1u8, GuestAddress(0x30_0000)).unwrap();
-        let resident = resident_bytes(&memory).unwrap();
-        // Transparent huge pages may make each touch 2 MiB.
-        assert!((2 * 4096..=4 << 20).contains(&resident), "{resident}");
+    fn writes_to_a_mapped_file_stay_the_guests_own() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(1 << 20).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, b"before", 4096).unwrap();
+        let file = Arc::new(file);
+        let (one, other) = (map_file(1 << 20, &file).unwrap(), map_file(1 << 20, &file).unwrap());
+        one.write_slice(b"after!", GuestAddress(4096)).unwrap();
+        let mut text = [0; 6];
+        other.read_slice(&mut text, GuestAddress(4096)).unwrap();
+        assert_eq!(&text, b"before");
     }
 
     #[test]

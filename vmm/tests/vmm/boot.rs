@@ -1,13 +1,11 @@
-//! The `vmm` binary with real KVM and small guests: what a machine does from its start to each of its ends. These tests
+//! What a machine does from its start to each of its ends. These tests
 //! fail on a host without KVM, and say so.
-
-mod harness;
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 
+use crate::harness::{Guest, Vmm};
 use cove_protocol::vmm::{ErrorKind, ExitReason, HostProbe, Reply, Request};
-use harness::{Guest, Vmm};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// VMM overhead beyond guest memory, in KiB.
