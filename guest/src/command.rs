@@ -29,6 +29,9 @@ pub const OUT_BYTES_MAX: usize = 256 << 10;
 /// With more than this many bytes waiting for a command's standard input, its connection is not read.
 pub const STDIN_BYTES_MAX: usize = 256 << 10;
 
+/// Most bytes of a pipe that are dropped at once: the largest that a pipe of an ordinary user can be made to hold.
+const DRAIN_BYTES_MAX: usize = 1 << 20;
+
 /// Signal numbers that may be sent.
 const SIGNALS: std::ops::RangeInclusive<i32> = 1..=64;
 
@@ -166,6 +169,12 @@ impl RunningCommand {
         Ok(moved)
     }
 
+    /// Reads and drops what its pipes hold, for a command that nobody hears.
+    pub fn drop_output(&mut self, buffer: &mut [u8]) {
+        self.stdout.drain(buffer);
+        self.stderr.drain(buffer);
+    }
+
     /// How it ended, once all that it wrote before is queued.
     pub fn finished(&self) -> Option<Exit> {
         self.exit.filter(|_| self.stdout.ended && self.stderr.ended)
@@ -202,6 +211,20 @@ impl Output {
                 self.ready = true;
             }
             _ => self.end(),
+        }
+    }
+
+    /// Reads until nothing is there, or as much as a pipe can hold: a writer that never stops must not keep us.
+    fn drain(&mut self, buffer: &mut [u8]) {
+        let mut left = DRAIN_BYTES_MAX;
+        while !self.ended && left > 0 {
+            match rustix::io::read(&self.pipe, &mut *buffer) {
+                Ok(0) => self.end(),
+                Ok(count) => left = left.saturating_sub(count),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return,
+                Err(_) => self.end(),
+            }
         }
     }
 

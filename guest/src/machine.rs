@@ -45,6 +45,8 @@ pub struct Machine {
 pub struct Process {
     /// Microseconds from the kernel's start to readiness.
     pub boot_us: u64,
+    /// A broken stream is taken for a restore, as in a machine. A unix socket breaks when its peer leaves bytes unread.
+    pub resets: bool,
 }
 
 impl Host for Machine {
@@ -65,6 +67,10 @@ impl Host for Machine {
     fn hello(&self) -> Reply {
         hello(self.boot_us)
     }
+
+    fn restores_reset_streams(&self) -> bool {
+        true
+    }
 }
 
 impl Host for Process {
@@ -74,6 +80,10 @@ impl Host for Process {
 
     fn hello(&self) -> Reply {
         hello(self.boot_us)
+    }
+
+    fn restores_reset_streams(&self) -> bool {
+        self.resets
     }
 }
 

@@ -1,6 +1,6 @@
 //! PID 1 of every Cove machine: prepares it, then runs commands and moves files for the engine over vsock.
 //!
-//! Without arguments it is that. As `cove-agent --unix PATH [--shell DIRECTORY]` it serves the same protocol on a unix socket as a process
+//! Without arguments it is that. As `cove-agent --unix PATH` it serves the same protocol on a unix socket as a process
 //! among others, without touching the machine: so the whole server is tested on an ordinary host.
 //!
 //! One thread, one loop (`server`); file operations have threads of their own (`workers`). It never panics on purpose:
@@ -21,6 +21,8 @@ mod watch;
 mod transport;
 
 mod command;
+
+mod orphans;
 
 mod launch;
 
@@ -75,15 +77,15 @@ use crate::{
 /// Bytes of the stack of the thread that finishes the boot.
 const BOOT_STACK_BYTES: usize = 64 << 10;
 
+/// The agent as a process among others.
+const USAGE: &str = "cove-agent --unix PATH [--shell DIRECTORY | --resets]";
+
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let result = match arguments.as_slice() {
-        [flag, path] if flag == "--unix" => serve_unix(path, None),
-        [flag, path, shell, directory] if flag == "--unix" && shell == "--shell" => serve_unix(path, Some(directory)),
+        [flag, path, options @ ..] if flag == "--unix" => serve_unix(path, options),
         _ if std::process::id() == 1 => serve_machine(),
-        _ => Err(io::Error::other(
-            "it is PID 1 of a machine, or is started as: cove-agent --unix PATH [--shell DIRECTORY]",
-        )),
+        _ => Err(io::Error::other(format!("it is PID 1 of a machine, or is started as: {USAGE}"))),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -150,14 +152,20 @@ fn announce(hello: &Reply) -> io::Result<()> {
     transport.send_all(hello).map_err(io::Error::other)
 }
 
-/// The agent as a process among others. Says `ready` when it listens; a power-off request ends it. With a `directory` for
-/// the fast shell it has one, and one that waits.
-fn serve_unix(path: &str, directory: Option<&str>) -> io::Result<()> {
+/// The agent as a process among others. Says `ready` when it listens; a power-off request ends it. With a directory for the
+/// fast shell it has one, and one that waits.
+fn serve_unix(path: &str, options: &[String]) -> io::Result<()> {
+    let (directory, resets) = match options {
+        [] => (None, false),
+        [flag] if flag == "--resets" => (None, true),
+        [flag, directory] if flag == "--shell" => (Some(directory.as_str()), false),
+        _ => return Err(io::Error::other(USAGE)),
+    };
     // As PID 1 would: what commands leave behind becomes our child.
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
     let listener = UnixListener::bind(path)?;
     listener.set_nonblocking(true)?;
-    let mut process = Process { boot_us: uptime_us() };
+    let mut process = Process { boot_us: uptime_us(), resets };
     let shell = Arc::new(FastShell::new(directory.unwrap_or(shell::DIRECTORY))?);
     let (watch, preparation) = preparation(&shell)?;
     preparation.boot_end.reach();

@@ -21,7 +21,8 @@ use std::{
 use cove_protocol::guest::{CHUNK_BYTES_MAX, Configure, Exec, ExitStatus, Input, Reply, Request};
 use rustix::{
     event::{Timespec, epoll},
-    net::{SocketFlags, accept_with},
+    io::Errno,
+    net::{SocketFlags, accept_with, sockopt::socket_error},
     process::Pid,
 };
 
@@ -31,6 +32,7 @@ use crate::{
     failure::Failure,
     launch::{Launched, Launcher, Pipes},
     mounts::Mounts,
+    orphans::Orphans,
     process::signal_group,
     reaper::Reaper,
     settle::Preparation,
@@ -67,6 +69,10 @@ pub trait Host {
 
     /// The answer to [`Request::Hello`].
     fn hello(&self) -> Reply;
+
+    /// True when a broken stream means that the machine was restored: a peer that goes away closes. Where it is false,
+    /// both mean that the peer went away.
+    fn restores_reset_streams(&self) -> bool;
 }
 
 /// The loop's state.
@@ -88,6 +94,8 @@ pub struct Server<'a> {
     unclaimed: Vec<(Pid, ExitStatus)>,
     mounts: Mounts,
     shells: Arc<WaitingShells>,
+    /// Commands that lost their connection to a restore.
+    orphans: Orphans,
     /// Commands whose end is told already.
     finished: Vec<RunningCommand>,
     /// Pipes for the next command, made while nothing waits.
@@ -147,6 +155,7 @@ impl<'a> Server<'a> {
             unclaimed: Vec::new(),
             mounts: Mounts::open()?,
             shells,
+            orphans: Orphans::default(),
             finished: Vec::new(),
             spare: None,
             buffer: vec![0; CHUNK_BYTES_MAX].into_boxed_slice(),
@@ -173,7 +182,7 @@ impl<'a> Server<'a> {
             }
             events.clear();
             match epoll::wait(&self.watch, rustix::buffer::spare_capacity(&mut events), timeout.as_ref()) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
             for event in &events {
@@ -195,7 +204,8 @@ impl<'a> Server<'a> {
         if self.connections.iter().any(|connection| connection.due) {
             return Some(ZERO);
         }
-        let first = self.connections.iter().filter_map(|c| c.command.as_ref()?.deadline()).min()?;
+        let deadlines = self.connections.iter().filter_map(|c| c.command.as_ref()?.deadline());
+        let first = deadlines.chain(self.orphans.deadline()).min()?;
         let left = first.saturating_duration_since(Instant::now()).min(TIMEOUT_MAX) + Duration::from_millis(1);
         Some(Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) })
     }
@@ -245,6 +255,11 @@ impl<'a> Server<'a> {
                 return;
             }
         }
+        if let Some(command) = self.orphans.find(id) {
+            note(command);
+            command.drop_output(&mut self.buffer);
+            command.pump_stdin();
+        }
     }
 
     fn accept(&mut self) {
@@ -289,7 +304,7 @@ impl<'a> Server<'a> {
                 None if !self.starting.is_empty() && self.unclaimed.len() < UNCLAIMED_MAX => {
                     self.unclaimed.push((pid, status));
                 }
-                None => {}
+                None => self.orphans.note_exit(pid),
             }
         }
     }
@@ -340,6 +355,9 @@ impl<'a> Server<'a> {
     }
 
     fn check_deadlines(&mut self) {
+        if self.orphans.deadline().is_some() {
+            self.orphans.check_deadlines(Instant::now());
+        }
         if self.connections.iter().any(|c| c.command.as_ref().is_some_and(|command| command.deadline().is_some())) {
             let now = Instant::now();
             self.connections
@@ -365,9 +383,7 @@ impl<'a> Server<'a> {
                 }
                 Turn::Ends => {
                     let ended = self.connections.swap_remove(at);
-                    if let Some(command) = &ended.command {
-                        command.kill();
-                    }
+                    self.end(ended);
                 }
                 Turn::Lends(task) => {
                     let Connection { id, transport, .. } = self.connections.swap_remove(at);
@@ -382,6 +398,19 @@ impl<'a> Server<'a> {
             }
         }
         None
+    }
+
+    /// A peer that closed cancelled its command. A stream that a restore broke did not: the command is as much a part of
+    /// the machine as any process.
+    fn end(&mut self, connection: Connection) {
+        let Some(command) = connection.command else { return };
+        let restored = self.host.restores_reset_streams()
+            && matches!(socket_error(&connection.transport.socket), Ok(Err(Errno::CONNRESET)));
+        if restored {
+            self.orphans.adopt(*command, &mut self.buffer);
+        } else {
+            command.kill();
+        }
     }
 
     fn turn(&mut self, at: usize) -> Turn {

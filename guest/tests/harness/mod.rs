@@ -37,6 +37,12 @@ impl Agent {
         Self::start_with(&["--shell", "shell"])
     }
 
+    /// Starts one that takes a broken stream for a restore of its machine. A unix stream is broken by a peer that leaves
+    /// bytes unread.
+    pub fn start_with_resets() -> Self {
+        Self::start_with(&["--resets"])
+    }
+
     /// The test's folder is its working directory.
     fn start_with(arguments: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
