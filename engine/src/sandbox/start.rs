@@ -34,7 +34,7 @@ use crate::machine::log::last_words;
 use crate::machine::{Machine, MachineError, MachineFiles};
 use crate::random;
 use crate::shared::Shared;
-use crate::storage::{Image, LayerId, Pin, layers};
+use crate::storage::{Image, Layer, LayerId, Pin, layers};
 
 /// How long a machine may take from `Start` to the agent's report. Hosts that emulate the guest's kernel take ten
 /// seconds alone, and many times that when many start at once.
@@ -156,11 +156,13 @@ pub(crate) async fn boot(
     Ok(started.vcpus)
 }
 
-/// Makes a machine from a captured one; it runs at once with `resume`, and else stands still. Returns its vCPUs.
+/// Makes a machine from a captured one; it runs at once with `resume`, and else stands still. `own` is its own layer when
+/// that has no file yet: it is made while the process starts. Returns its vCPUs.
 pub(crate) async fn restore(
     shared: &Shared,
     tools: &Tools,
     plan: &Plan,
+    own: Option<&Layer>,
     image: &Image,
     resume: bool,
     made: &mut Made,
@@ -170,11 +172,20 @@ pub(crate) async fn restore(
     make_dirs(paths, &plan.id)?;
     let (machine, listening) = spawn(shared, tools, &plan.id, made)?;
     let spawned_us = micros(begun);
+    if let Some(own) = own {
+        make_layer(shared, tools, own).await?;
+    }
     let machine_spec = machine_spec(shared, tools, plan, image.vcpus);
     let spec = RestoreSpec { machine: machine_spec, snapshot: paths.image(&image.id), resume };
     let started = machine.restore(listening, spec).await.map_err(StartError::Machine)?;
     tracing::info!(image = %image.id, spawned_us, restored_us = micros(begun), "machine restored");
     Ok(started.vcpus)
+}
+
+/// Makes the file of a new layer.
+pub(crate) async fn make_layer(shared: &Shared, tools: &Tools, layer: &Layer) -> Result<(), StartError> {
+    let created = layers::create(&tools.vmm, &shared.config.paths, &layer.id, layer.disk_bytes).await;
+    created.map_err(StartError::Disk)
 }
 
 /// Tells a machine's agent who the machine is now. With `fresh` it gets a machine id of its own.

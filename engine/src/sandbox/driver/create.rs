@@ -17,7 +17,7 @@ use crate::host::Tools;
 use crate::sandbox::start::{self, Leftover, Made, Memory, Plan, StartError};
 use crate::sandbox::{Action, BootPath, Sandbox};
 use crate::shared::Shared;
-use crate::storage::{Holding, Layer, LayerId, layers};
+use crate::storage::{Holding, Layer, LayerId};
 use crate::template::warm;
 use crate::template::warm::pool::{self, Waiting};
 
@@ -168,18 +168,13 @@ async fn bring_up(
         start::configure(agent, sandbox, true).await?;
         return Ok(Up { vcpus: waiting.vcpus, path: create.path, chain, cold: None });
     }
-    if let Some(top) = &create.top {
-        let created = layers::create(&create.tools.vmm, &shared.config.paths, &top.id, top.disk_bytes).await;
-        created.map_err(StartError::Disk)?;
-    }
-    progress(Progress::DiskMade);
     let base = create.template.template.root.clone();
     let mut plan = Plan { id: sandbox.id.clone(), shape: sandbox.shape, base, chain };
     let mut cold = None;
     if let Some(memory) = &create.memory {
         let restored = {
             let _turn = turn(&shared.restores).await?;
-            start::restore(shared, &create.tools, &plan, &memory.image, true, made).await
+            start::restore(shared, &create.tools, &plan, create.top.as_ref(), &memory.image, true, made).await
         };
         match restored {
             Ok(vcpus) => {
@@ -198,6 +193,10 @@ async fn bring_up(
             Err(error) => return Err(error),
         }
     }
+    if let (Some(top), None) = (&create.top, &cold) {
+        start::make_layer(shared, &create.tools, top).await?;
+    }
+    progress(Progress::DiskMade);
     // Boots are work for the host's CPUs: one after the other is ready sooner than all at once.
     let _turn = turn(&shared.boots).await?;
     let vcpus = start::boot(shared, &create.tools, &plan, &progress, made).await?;

@@ -472,3 +472,23 @@ async fn a_long_chain_becomes_a_short_one() {
     assert_eq!(host.run(&it.id, "disk").await, disk);
     host.end().await;
 }
+
+#[tokio::test]
+#[ignore = "prints how long the engine's own part of a create takes"]
+async fn timings() {
+    let host = Host::start().await;
+    host.warm().await;
+    for _ in 0..10 {
+        let begun = Instant::now();
+        let sandbox = host.engine.create(SandboxSpec::default()).await.unwrap();
+        let returned = begun.elapsed();
+        let mut live = host.engine.shared.find(&sandbox.id).unwrap().live;
+        live.wait_for(|live| live.progress >= crate::sandbox::driver::Progress::DiskMade).await.unwrap();
+        let disk = begun.elapsed();
+        live.wait_for(|live| live.progress >= crate::sandbox::driver::Progress::AgentAnswered).await.unwrap();
+        let restored = begun.elapsed();
+        host.settled(&sandbox.id).await;
+        println!("create returned {returned:?}, disk {disk:?}, restored {restored:?}, ready {:?}", begun.elapsed());
+    }
+    host.end().await;
+}

@@ -263,18 +263,13 @@ async fn bring_back(
     agent: &Agent,
 ) -> Result<Up, StartError> {
     let progress = |at| start::progress(live, at);
-    if let Some(top) = &waking.top {
-        let created = layers::create(&waking.tools.vmm, &shared.config.paths, &top.id, top.disk_bytes).await;
-        created.map_err(StartError::Disk)?;
-    }
-    progress(Progress::DiskMade);
     let mut cold = None;
     match waking.memory.clone() {
         Some(memory) => {
             let restored = {
                 let _turn = turn(&shared.restores).await?;
-                let Waking { tools, plan, made, .. } = &mut *waking;
-                start::restore(shared, tools, plan, &memory.image, false, made).await
+                let Waking { tools, plan, top, made, .. } = &mut *waking;
+                start::restore(shared, tools, plan, top.as_ref(), &memory.image, false, made).await
             };
             match restored {
                 Ok(vcpus) => {
@@ -292,8 +287,14 @@ async fn bring_back(
                 Err(error) => return Err(error),
             }
         }
-        None => cold = cold.or_else(|| Some("its memory was not saved".to_owned())),
+        None => {
+            if let Some(top) = &waking.top {
+                start::make_layer(shared, &waking.tools, top).await?;
+            }
+            cold = cold.or_else(|| Some("its memory was not saved".to_owned()));
+        }
     }
+    progress(Progress::DiskMade);
     tracing::warn!(reason = cold, "the sandbox is booted from its disk");
     let _turn = turn(&shared.boots).await?;
     drop_image(shared, waking, changed, false).await?;

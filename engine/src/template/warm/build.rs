@@ -72,15 +72,14 @@ async fn scratch(
         None => Vec::new(),
     };
     let top = ticket.kind.new_layer(below.last().cloned());
-    let created = layers::create(&tools.vmm, &shared.config.paths, &top.id, top.disk_bytes).await;
-    created.map_err(|error| failed(StartError::Disk(error)))?;
+    start::make_layer(shared, &tools, &top).await.map_err(failed)?;
     *made_top = Some(top.clone());
     let mut chain = below;
     chain.push(top.id.clone());
     let base = kind.template.template.root.clone();
     let plan = Plan { id: id.clone(), shape: kind.shape, base, chain };
     let vcpus = match &basic {
-        Some(memory) => start::restore(shared, &tools, &plan, &memory.image, true, made).await.map_err(failed)?,
+        Some(memory) => start::restore(shared, &tools, &plan, None, &memory.image, true, made).await.map_err(failed)?,
         None => start::boot(shared, &tools, &plan, &|_| {}, made).await.map_err(failed)?,
     };
     let Some(machine) = made.machine.clone() else { return Err(Error::ShuttingDown) };

@@ -14,7 +14,7 @@ use crate::machine::Machine;
 use crate::sandbox::start::{self, Made, Plan, StartError};
 use crate::sandbox::{SandboxId, SandboxSpec};
 use crate::shared::Shared;
-use crate::storage::{Layer, LayerId, layers};
+use crate::storage::{Layer, LayerId};
 use crate::template::store;
 
 /// The waiting machines of one engine.
@@ -128,11 +128,7 @@ async fn make(shared: &Shared, kind: &Kind) -> Result<Waiting, Error> {
     let base = kind.template.template.root.clone();
     let plan = Plan { id: id.clone(), shape: kind.shape, base, chain };
     let mut made = Made::default();
-    let created = layers::create(&tools.vmm, &shared.config.paths, &top.id, top.disk_bytes).await;
-    let restored = match created {
-        Ok(()) => start::restore(shared, &tools, &plan, &memory.image, false, &mut made).await,
-        Err(error) => Err(StartError::Disk(error)),
-    };
+    let restored = start::restore(shared, &tools, &plan, Some(&top), &memory.image, false, &mut made).await;
     match (restored, made.machine.clone()) {
         (Ok(vcpus), Some(machine)) => Ok(Waiting { id, machine, vcpus, top, below, key: kind.key.clone() }),
         (Ok(_), None) => Err(Error::ShuttingDown),
