@@ -3,10 +3,11 @@
 //! ```text
 //! vmm disk create --size BYTES [--backing PATH --backing-format raw|qcow2] PATH
 //! vmm disk repair PATH
+//! vmm disk merge --out PATH LAYER...
 //! ```
 //!
 //! `create` makes an empty writable layer; its backing path is recorded for tools only, a machine gets its chain from
-//! its spec. `repair` does what opening for writing does: after a killed vmm it frees the clusters that leaked.
+//! its spec. `merge` makes one layer of several frozen ones, the lowest first. `repair` does what opening for writing does: after a killed vmm it frees the clusters that leaked.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -15,11 +16,11 @@ use anyhow::{Context, bail};
 use cove_protocol::vmm::LayerFormat;
 
 use crate::devices::virtio::block::format::{self, Backing};
-use crate::devices::virtio::block::layers;
+use crate::devices::virtio::block::{layers, merge};
 
 /// How the subcommand is called.
 pub const USAGE: &str = "usage: vmm disk create --size BYTES [--backing PATH --backing-format raw|qcow2] PATH\n       \
-                         vmm disk repair PATH";
+                         vmm disk repair PATH\n       vmm disk merge --out PATH LAYER...";
 
 /// Does what `arguments`, those after `disk`, ask for.
 ///
@@ -30,7 +31,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Result<()> 
     match arguments.next().as_ref().and_then(|word| word.to_str()) {
         Some("create") => create(arguments),
         Some("repair") => repair(arguments),
-        _ => bail!("disk wants create or repair\n{USAGE}"),
+        Some("merge") => merge_layers(arguments),
+        _ => bail!("disk wants create, repair or merge\n{USAGE}"),
     }
 }
 
@@ -62,6 +64,17 @@ fn repair(mut arguments: impl Iterator<Item = OsString>) -> anyhow::Result<()> {
     let found = layers::repair(&PathBuf::from(path))?;
     println!("{} leaked clusters freed, {} missing refcounts set", found.leaked, found.missing);
     Ok(())
+}
+
+fn merge_layers(mut arguments: impl Iterator<Item = OsString>) -> anyhow::Result<()> {
+    let (Some(option), Some(out)) = (arguments.next(), arguments.next()) else {
+        bail!("--out PATH is missing\n{USAGE}")
+    };
+    if option != "--out" {
+        bail!("--out PATH comes first, not {option:?}\n{USAGE}");
+    }
+    let layers: Vec<PathBuf> = arguments.map(PathBuf::from).collect();
+    Ok(merge::merge(&PathBuf::from(out), &layers)?)
 }
 
 fn size_bytes(text: &OsString) -> anyhow::Result<u64> {
@@ -109,8 +122,11 @@ mod tests {
             (&["create", "--size", "512", "--sparse", "x"], "unknown option"),
             (&["create", "--size", "512", "x", "y"], "one PATH"),
             (&["repair"], "one PATH"),
-            (&["shrink"], "create or repair"),
-            (&[], "create or repair"),
+            (&["shrink"], "create, repair or merge"),
+            (&["merge"], "--out PATH is missing"),
+            (&["merge", "a", "b"], "comes first"),
+            (&["merge", "--out", "a"], "no layers"),
+            (&[], "create, repair or merge"),
         ] {
             let error = run_words(words).unwrap_err();
             assert!(error.contains(what), "{words:?}: {error}");

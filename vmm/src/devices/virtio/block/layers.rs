@@ -25,7 +25,7 @@ use super::{SECTOR_BYTES, format};
 /// Longest chain; the engine flattens long before.
 pub const LAYERS_MAX: usize = 32;
 
-type Image = FormatAccess<imago::file::File>;
+pub(super) type Image = FormatAccess<imago::file::File>;
 type Qcow2Image = Qcow2<imago::file::File>;
 
 /// Why a chain could not be opened.
@@ -228,7 +228,7 @@ pub fn repair(path: &Path) -> Result<Repair, LayerError> {
     refcounts::repair(&file).map_err(|source| LayerError::Refcounts { path: path.to_owned(), source })
 }
 
-fn open_layer(layer: &LayerSpec, backing: Option<Image>, write: bool) -> Result<Image, LayerError> {
+pub(super) fn open_layer(layer: &LayerSpec, backing: Option<Image>, write: bool) -> Result<Image, LayerError> {
     let path = &layer.path;
     let open = |source| LayerError::Open { path: path.clone(), source };
     let file = open_locked(path, write)?;

@@ -9,6 +9,7 @@
 pub mod device;
 pub mod format;
 pub mod layers;
+pub mod merge;
 pub mod refcounts;
 pub mod request;
 pub mod state;
