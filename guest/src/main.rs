@@ -53,6 +53,8 @@ mod entropy;
 
 mod settle;
 
+mod warm;
+
 mod power;
 
 #[allow(unsafe_code)]
@@ -103,7 +105,7 @@ fn serve_machine() -> io::Result<()> {
     let mut machine = Machine { boot_us: uptime_us() };
     let hello = machine.hello();
     let shell = Arc::new(FastShell::new(shell::DIRECTORY)?);
-    let (watch, preparation) = preparation(&shell)?;
+    let (watch, preparation) = preparation(&shell, true)?;
     let mut server = Server::new(listener, &mut machine, watch, Arc::clone(&shell), preparation.clone())?;
     shell.expect();
     if let Err(error) = announce(&hello) {
@@ -117,10 +119,10 @@ fn serve_machine() -> io::Result<()> {
 }
 
 /// What the server shares with those who work ahead of it.
-fn preparation(shell: &Arc<FastShell>) -> io::Result<(Arc<Watch>, Preparation)> {
+fn preparation(shell: &Arc<FastShell>, tools: bool) -> io::Result<(Arc<Watch>, Preparation)> {
     let watch = Arc::new(Watch::new()?);
     let shells = Arc::new(WaitingShells::new(Arc::clone(&watch), Arc::clone(shell)));
-    Ok((watch, Preparation { boot_end: Arc::default(), shells }))
+    Ok((watch, Preparation { boot_end: Arc::default(), shell: Arc::clone(shell), shells, tools }))
 }
 
 /// Does what may come after the agent is ready, the most wanted first.
@@ -167,7 +169,7 @@ fn serve_unix(path: &str, options: &[String]) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     let mut process = Process { boot_us: uptime_us(), resets };
     let shell = Arc::new(FastShell::new(directory.unwrap_or(shell::DIRECTORY))?);
-    let (watch, preparation) = preparation(&shell)?;
+    let (watch, preparation) = preparation(&shell, false)?;
     preparation.boot_end.reach();
     let shells = Arc::clone(&preparation.shells);
     let mut server = Server::new(OwnedFd::from(listener), &mut process, watch, Arc::clone(&shell), preparation)?;

@@ -7,7 +7,12 @@ use std::{
     sync::{Arc, Condvar, Mutex, PoisonError},
 };
 
-use crate::{failure::Failure, shell::WaitingShells};
+use crate::{
+    failure::Failure,
+    launch::Launched,
+    shell::{FastShell, WaitingShells},
+    warm,
+};
 
 /// The end of the boot: what may come after the agent is ready.
 #[derive(Debug, Default)]
@@ -37,15 +42,35 @@ impl BootEnd {
 pub struct Preparation {
     /// All memory is there.
     pub boot_end: Arc<BootEnd>,
+    /// The shell of the lines that are run.
+    pub shell: Arc<FastShell>,
     /// A shell waits.
     pub shells: Arc<WaitingShells>,
+    /// The tools are brought into memory: in a machine.
+    pub tools: bool,
 }
 
 impl Preparation {
     /// Does it all. What fails is told on the console, and done when it is asked for.
     pub fn run(&self) {
         self.boot_end.wait();
+        if self.tools
+            && let Err(error) = warm::run_tools(&self.shell).and_then(|()| self.run_waiting_shell())
+        {
+            eprintln!("cove-agent: the usual tools are not brought into memory: {error}");
+        }
         self.shells.wait_for_one();
+    }
+
+    /// Runs a line as the first command of a restored machine will be run: the agent's own way to it is in memory then.
+    fn run_waiting_shell(&self) -> io::Result<()> {
+        self.shells.wait_for_one();
+        let launched = self.shells.launch(&warm::program(&self.shell, "true")?);
+        if let Some((_, Launched { stdout, theirs, .. })) = launched {
+            drop(theirs);
+            warm::read_to_end(&stdout)?;
+        }
+        Ok(())
     }
 }
 
