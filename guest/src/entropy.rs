@@ -9,7 +9,8 @@ use std::{fs::File, io, os::fd::AsRawFd};
 /// Most bytes taken at once; the pool itself holds 32.
 pub const ENTROPY_BYTES_MAX: usize = 256;
 
-const DEVICE: &str = "/dev/urandom";
+/// What it is given through.
+pub const DEVICE: &str = "/dev/urandom";
 
 /// `_IOW('R', 0x03, int[2])`: add bytes and count them as random.
 const ADD_ENTROPY: libc::Ioctl = 0x4008_5203;
@@ -25,11 +26,11 @@ struct PoolInfo {
     buffer: [u8; ENTROPY_BYTES_MAX],
 }
 
-/// Adds `bytes` and reseeds.
+/// Adds `bytes` through the opened device and reseeds.
 ///
 /// # Errors
 /// More bytes than [`ENTROPY_BYTES_MAX`], too few of them for a generator that never had any, or no rights.
-pub fn add(bytes: &[u8]) -> io::Result<()> {
+pub fn add(device: &File, bytes: &[u8]) -> io::Result<()> {
     let mut pool = PoolInfo {
         entropy_bits: (bytes.len() * 8) as libc::c_int,
         bytes: bytes.len() as libc::c_int,
@@ -37,7 +38,6 @@ pub fn add(bytes: &[u8]) -> io::Result<()> {
     };
     let room = pool.buffer.get_mut(..bytes.len()).ok_or(io::ErrorKind::InvalidInput)?;
     room.copy_from_slice(bytes);
-    let device = File::open(DEVICE)?;
     // SAFETY: ADD_ENTROPY reads a `rand_pool_info`: two integers and as many bytes as the second says, which `buffer`
     // holds, checked above. RESEED takes no argument. Neither keeps a pointer or writes to our memory.
     let result = unsafe {

@@ -7,6 +7,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io,
     os::unix::fs::{FileExt, OpenOptionsExt},
+    path::Path,
 };
 
 use cove_protocol::guest::{Configure, Reply};
@@ -18,6 +19,7 @@ use rustix::{
 use crate::{
     entropy::{self, ENTROPY_BYTES_MAX},
     failure::Failure,
+    generation::{self, Generation},
     server::Host,
 };
 
@@ -30,14 +32,37 @@ const MACHINE_ID_DIGITS: usize = 32;
 /// Where programs look for the machine's id.
 const MACHINE_ID: &str = "/etc/machine-id";
 
-/// How many restores led here. Replaced as a whole, so that a program can watch its directory and read it at any time.
-const GENERATION: &str = "/run/cove/generation";
-
 /// A real machine.
 #[derive(Debug)]
 pub struct Machine {
-    /// Microseconds from the kernel's start to readiness.
-    pub boot_us: u64,
+    boot_us: u64,
+    /// Kept open from the first use on, as `random` is: it is for while somebody waits.
+    generation: Option<Generation>,
+    random: Option<File>,
+}
+
+impl Machine {
+    /// The machine, `boot_us` microseconds after its kernel's start.
+    pub fn new(boot_us: u64) -> Self {
+        Self { boot_us, generation: None, random: None }
+    }
+
+    fn add_entropy(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let device = match self.random.take() {
+            Some(device) => device,
+            None => File::open(entropy::DEVICE)?,
+        };
+        entropy::add(self.random.insert(device), bytes)
+    }
+
+    fn set_generation(&mut self, number: u64) -> io::Result<()> {
+        if let Some(generation) = &mut self.generation
+            && generation.set(number).is_ok()
+        {
+            return Ok(());
+        }
+        self.generation.insert(Generation::open(Path::new(generation::DIRECTORY))?).set(number)
+    }
 }
 
 /// A process among others.
@@ -54,14 +79,14 @@ impl Host for Machine {
         check(configure)?;
         set_clock(configure.clock_us)?;
         if !configure.entropy.is_empty() {
-            entropy::add(&configure.entropy).map_err(failed("entropy: cannot add it"))?;
+            self.add_entropy(&configure.entropy).map_err(failed("entropy: cannot add it"))?;
         }
         if !configure.machine_id.is_empty() {
             write_machine_id(&configure.machine_id).map_err(failed("machine_id: cannot write /etc/machine-id"))?;
         }
         sethostname(configure.hostname.as_bytes())
             .map_err(|error| Failure::io(format!("hostname: cannot set {:?}", configure.hostname), &error.into()))?;
-        write_generation(configure.generation).map_err(failed("generation: cannot write /run/cove/generation"))
+        self.set_generation(configure.generation).map_err(failed("generation: cannot write /run/cove/generation"))
     }
 
     fn hello(&self) -> Reply {
@@ -141,11 +166,7 @@ fn write_machine_id(id: &str) -> io::Result<()> {
     replace(MACHINE_ID, &line, 0o444)
 }
 
-fn write_generation(generation: u64) -> io::Result<()> {
-    replace(GENERATION, &format!("{generation}\n"), 0o644)
-}
-
-/// Puts a new file at `path` in one step. The directory of `/run` paths is made at boot.
+/// Puts a new file at `path` in one step.
 fn replace(path: &str, text: &str, mode: u32) -> io::Result<()> {
     let new = format!("{path}.new");
     let write = |file: io::Result<File>| file?.write_all_at(text.as_bytes(), 0);
@@ -180,7 +201,7 @@ mod tests {
     #[test]
     fn a_file_is_replaced_as_a_whole() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("generation").to_str().unwrap().to_owned();
+        let path = folder.path().join("machine-id").to_str().unwrap().to_owned();
         for text in ["10\n", "9\n"] {
             replace(&path, text, 0o644).unwrap();
             assert_eq!(fs::read_to_string(&path).unwrap(), text);

@@ -48,6 +48,8 @@ mod failure;
 
 mod machine;
 
+mod generation;
+
 #[allow(unsafe_code)]
 mod entropy;
 
@@ -102,7 +104,7 @@ fn main() -> ExitCode {
 fn serve_machine() -> io::Result<()> {
     init::prepare();
     let listener = vsock::listener(AGENT_PORT)?;
-    let mut machine = Machine { boot_us: uptime_us() };
+    let mut machine = Machine::new(uptime_us());
     let hello = machine.hello();
     let shell = Arc::new(FastShell::new(shell::DIRECTORY)?);
     let (watch, preparation) = preparation(&shell, true)?;
