@@ -20,7 +20,7 @@ const TELL_TALES: [&str; 28] = [
     "tr '\\0' '|' < /proc/$$/cmdline; tr '\\0' '\\n' < /proc/$$/environ; cat /proc/$$/comm",
     "readlink /proc/$$/exe /proc/$$/cwd /proc/$$/root",
     "cat /proc/$$/oom_score_adj /proc/$$/cgroup /proc/$$/limits /proc/$$/coredump_filter /proc/$$/personality",
-    "grep -E '^(Umask|Tgid|NSpid|PPid|TracerPid|Uid|Gid|FDSize|Groups|Threads|Sig|Shd|Cap|NoNew|Seccomp|Cpus_a)' /proc/$$/status",
+    "grep -E '^(Umask|Tgid|NSpid|PPid|TracerPid|Uid|Gid|FDSize|Groups|Threads|Sig[PBIC]|Shd|Cap|NoNew|Seccomp|Cpus_a)' /proc/$$/status",
     "set -- $(cat /proc/$$/stat); echo $1 $2 $4 $5 $6 $7 $8 ${18} ${19} ${20} ${41}",
     "ls -l /proc/$$/fd | awk 'NR > 1 { print $1, $9, $10, $11 }' | sed 's/pipe:.*/pipe/; s/proc.*/proc/'",
     "od -An -v -w16 -tu8 /proc/$$/auxv | awk '{ print $1 }'",
