@@ -2,9 +2,10 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use time::OffsetDateTime;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{SemaphorePermit, mpsc, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -23,6 +24,9 @@ use crate::template::warm::pool::{self, Waiting};
 
 /// Requests that wait while something is done that only a destroy cuts short. More are refused.
 const DEFERRED_MAX: usize = 1024;
+
+/// How long the agent may take for its configuration before others get their turn.
+const CONFIGURED_WITHIN: Duration = Duration::from_secs(2);
 
 /// What a sandbox is made from.
 #[derive(Debug)]
@@ -172,15 +176,12 @@ async fn bring_up(
     let mut plan = Plan { id: sandbox.id.clone(), shape: sandbox.shape, base, chain };
     let mut cold = None;
     if let Some(memory) = &create.memory {
-        let restored = {
-            let _turn = turn(&shared.restores).await?;
-            start::restore(shared, &create.tools, &plan, create.top.as_ref(), &memory.image, true, made).await
-        };
-        match restored {
+        let own = turn(&shared.restores).await?;
+        match start::restore(shared, &create.tools, &plan, create.top.as_ref(), &memory.image, true, made).await {
             Ok(vcpus) => {
                 live.send_modify(|live| live.machine = made.machine.clone());
                 progress(Progress::AgentAnswered);
-                start::configure(agent, sandbox, true).await?;
+                in_turn(own, start::configure(agent, sandbox, true)).await?;
                 return Ok(Up { vcpus, path: create.path, chain: plan.chain, cold: None });
             }
             Err(error) if error.is_unfit_capture() => {
@@ -209,10 +210,20 @@ async fn bring_up(
 }
 
 /// Waits for a turn to start a machine.
-pub(super) async fn turn(turns: &tokio::sync::Semaphore) -> Result<tokio::sync::SemaphorePermit<'_>, StartError> {
+pub(super) async fn turn(turns: &tokio::sync::Semaphore) -> Result<SemaphorePermit<'_>, StartError> {
     let turn = timeout(start::TURN_DEADLINE, turns.acquire()).await.map_err(|_| StartError::Turn)?;
     // The semaphores are never closed.
     turn.map_err(|_| StartError::Turn)
+}
+
+/// `work` in its turn, which is over when the work takes too long: what a guest makes of it must not hold up others.
+pub(super) async fn in_turn<T>(own: SemaphorePermit<'_>, work: impl Future<Output = T>) -> T {
+    let mut work = std::pin::pin!(work);
+    if let Ok(done) = timeout(CONFIGURED_WITHIN, &mut work).await {
+        return done;
+    }
+    drop(own);
+    work.await
 }
 
 /// Ends the process that refused to restore a machine, and clears its places for the next one.

@@ -18,7 +18,7 @@ use time::OffsetDateTime;
 use tokio::sync::{OwnedRwLockReadGuard, watch};
 use tokio::time::Instant;
 
-use super::create::{Up, end_unfit, turn, until_interrupted};
+use super::create::{Up, end_unfit, in_turn, turn, until_interrupted};
 use super::end::Interrupt;
 use super::{Driver, Live, Progress, chain, log_failure, session_ms};
 use crate::agent::Agent;
@@ -266,17 +266,14 @@ async fn bring_back(
     let mut cold = None;
     match waking.memory.clone() {
         Some(memory) => {
-            let restored = {
-                let _turn = turn(&shared.restores).await?;
-                let Waking { tools, plan, top, made, .. } = &mut *waking;
-                start::restore(shared, tools, plan, top.as_ref(), &memory.image, false, made).await
-            };
-            match restored {
+            let own = turn(&shared.restores).await?;
+            let Waking { tools, plan, top, made, .. } = &mut *waking;
+            match start::restore(shared, tools, plan, top.as_ref(), &memory.image, false, made).await {
                 Ok(vcpus) => {
                     run(shared, waking, changed).await?;
                     live.send_modify(|live| live.machine = waking.made.machine.clone());
                     progress(Progress::AgentAnswered);
-                    start::configure(agent, changed, false).await?;
+                    in_turn(own, start::configure(agent, changed, false)).await?;
                     let chain = waking.plan.chain.clone();
                     return Ok(Up { vcpus, path: BootPath::Snapshot, chain, cold: None });
                 }

@@ -17,7 +17,6 @@ use crate::db::{MachineStep, OperationKind, Outcome, SnapshotRow, Step, Template
 use crate::error::Error;
 use crate::events::EventKind;
 use crate::fault;
-use crate::machine::MachineError;
 use crate::sandbox::start::Memory;
 use crate::sandbox::{Action, Sandbox, SandboxState};
 use crate::snapshot::retention::Retention;
@@ -209,39 +208,47 @@ impl Driver {
     ) -> Error {
         tracing::warn!(error = &error as &dyn std::error::Error, "the capture failed");
         let no_space = error.is_no_space();
-        let id = self.id();
-        let error = match error {
-            // The driver's next look finds that it ended.
-            CaptureError::Machine(source @ MachineError::Exited(_)) => {
-                self.run_on(Step::default()).await;
-                return Error::Machine { id, source };
-            }
-            CaptureError::Keep(error) => {
-                self.chain = chain.clone();
-                self.run_on(Step { machine: Some(MachineStep::Chain(&chain)), ..Step::default() }).await;
-                error
-            }
-            // Nobody knows with which top it goes on, so it may not: its disk holds both.
-            CaptureError::Machine(source) if source.kind().is_none() => {
-                if let Some((machine, _)) = self.machine() {
-                    log_failure("a machine that does not answer was not ended", machine.kill().await);
+        let goes_on_with_new = match &error {
+            CaptureError::Keep(_) => true,
+            CaptureError::Begin(_) => false,
+            CaptureError::Machine(_) => match self.has_top(chain.last()).await {
+                Some(has_new) => has_new,
+                None => {
+                    // It is dead, which the driver's next look finds. Its disk holds what was written to either top.
+                    self.run_on(Step::default()).await;
+                    return self.of_capture(error);
                 }
-                self.run_on(Step::default()).await;
-                return Error::Machine { id, source };
-            }
-            CaptureError::Machine(source) => {
-                self.holding = before.clone();
-                self.run_on(Step { thaw: before.layer.as_ref(), ..Step::default() }).await;
-                Error::Machine { id, source }
-            }
-            CaptureError::Begin(error) => {
-                self.holding = before.clone();
-                self.run_on(Step { thaw: before.layer.as_ref(), ..Step::default() }).await;
-                error
-            }
+            },
         };
+        if goes_on_with_new {
+            self.chain = chain.clone();
+            self.run_on(Step { machine: Some(MachineStep::Chain(&chain)), ..Step::default() }).await;
+        } else {
+            self.holding = before.clone();
+            self.run_on(Step { thaw: before.layer.as_ref(), ..Step::default() }).await;
+        }
+        let error = self.of_capture(error);
         log_failure("an unused layer is left", storage::sweep(&self.shared).await);
         if no_space { self.no_space(what, error) } else { error }
+    }
+
+    /// Whether the machine's disk has this top; `None` when it is dead, as it then is made to be if it does not say.
+    async fn has_top(&self, top: Option<&LayerId>) -> Option<bool> {
+        let (machine, _) = self.machine()?;
+        match machine.stats().await {
+            Ok(stats) => Some(top.is_some_and(|top| stats.tops.contains(&self.shared.config.paths.layer(top)))),
+            Err(_) => {
+                log_failure("a machine that does not answer was not ended", machine.kill().await);
+                None
+            }
+        }
+    }
+
+    fn of_capture(&self, error: CaptureError) -> Error {
+        match error {
+            CaptureError::Machine(source) => Error::Machine { id: self.id(), source },
+            CaptureError::Begin(error) | CaptureError::Keep(error) => error,
+        }
     }
 
     /// Shows, and writes if it can be written, that the machine runs on with what it holds.
