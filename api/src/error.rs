@@ -159,6 +159,12 @@ impl From<Error> for ApiError {
             }
             Error::WrongState { state, .. } => answer = answer.with_detail("state", state.as_str()),
             Error::NameTaken { holder, .. } => answer = answer.with_detail("sandbox_id", json!(holder)),
+            Error::SnapshotNameTaken { holder, .. } => answer = answer.with_detail("snapshot_id", json!(holder)),
+            Error::SnapshotInUse { id, .. } => answer = answer.with_detail("snapshot_id", json!(id)),
+            Error::NoSpace { id, .. }
+            | Error::Interrupted { id, .. }
+            | Error::ResumeFailed { id, .. }
+            | Error::SandboxFailed { id, .. } => answer = answer.with_detail("sandbox_id", json!(id)),
             Error::Admission(_) | Error::ShuttingDown => answer.retry_after_ms = Some(RETRY_AFTER_MS),
             _ => {}
         }
@@ -187,7 +193,9 @@ fn status_and_code(error: &Error) -> (StatusCode, &'static str) {
         Error::SnapshotInUse { .. } => (StatusCode::CONFLICT, "SNAPSHOT_IN_USE"),
         Error::NoSpace { .. } => (StatusCode::INSUFFICIENT_STORAGE, "DISK_FULL"),
         Error::Interrupted { .. } => (StatusCode::CONFLICT, "SANDBOX_INTERRUPTED"),
-        Error::Disk { .. } | Error::ResumeFailed { .. } | Error::WarmFailed { .. } | Error::Flatten { .. } => {
+        // 500 and 502 are repeated by the SDK for calls with a key; each of these may work the next time.
+        Error::ResumeFailed { .. } => (StatusCode::BAD_GATEWAY, "RESUME_FAILED"),
+        Error::Disk { .. } | Error::WarmFailed { .. } | Error::Flatten { .. } => {
             (StatusCode::BAD_GATEWAY, "MACHINE_FAILED")
         }
         Error::Upload { .. } => (StatusCode::BAD_REQUEST, "UPLOAD_INCOMPLETE"),

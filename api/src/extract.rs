@@ -132,12 +132,27 @@ impl<S: Send + Sync> FromRequestParts<S> for Id {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Infallible> {
-        let params = RawPathParams::from_request_parts(parts, state).await;
-        let id = params
-            .ok()
-            .and_then(|params| params.iter().find(|(name, _)| *name == "id").map(|(_, value)| value.to_owned()));
-        Ok(Self(id.unwrap_or_else(|| char::REPLACEMENT_CHARACTER.into())))
+        Ok(Self(path_parameter(parts, state, "id").await))
     }
+}
+
+/// The `{sid}` of a path below a sandbox: a snapshot's id or name, in the same way.
+pub struct SnapshotRef(pub String);
+
+impl<S: Send + Sync> FromRequestParts<S> for SnapshotRef {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Infallible> {
+        Ok(Self(path_parameter(parts, state, "sid").await))
+    }
+}
+
+async fn path_parameter<S: Send + Sync>(parts: &mut Parts, state: &S, wanted: &str) -> String {
+    let params = RawPathParams::from_request_parts(parts, state).await;
+    let value = params
+        .ok()
+        .and_then(|params| params.iter().find(|(name, _)| *name == wanted).map(|(_, value)| value.to_owned()));
+    value.unwrap_or_else(|| char::REPLACEMENT_CHARACTER.into())
 }
 
 /// The query string as `T`.

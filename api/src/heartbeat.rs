@@ -28,15 +28,15 @@ pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
 /// How a call failed, told before or after its first heartbeat.
 pub trait Failure: Send + 'static {
     /// Before: an answer with its own status.
-    fn early(self) -> ApiError;
+    fn early(self) -> Response;
 
     /// After: the document that ends an answer which began with success, or an error to break the answer off.
     fn late(self) -> Result<Bytes, BoxError>;
 }
 
 impl Failure for ApiError {
-    fn early(self) -> ApiError {
-        self
+    fn early(self) -> Response {
+        self.into_response()
     }
 
     fn late(self) -> Result<Bytes, BoxError> {
@@ -55,8 +55,8 @@ impl<E: Into<ApiError>> From<E> for Unmistakable {
 }
 
 impl Failure for Unmistakable {
-    fn early(self) -> ApiError {
-        self.0
+    fn early(self) -> Response {
+        self.0.into_response()
     }
 
     fn late(self) -> Result<Bytes, BoxError> {
@@ -71,14 +71,25 @@ where
     F: Failure,
     W: Future<Output = Result<T, F>> + Send + 'static,
 {
-    let mut work = Box::pin(carry(work.map(|outcome| outcome.map(|document| json_bytes(&document)))));
+    answer_as(status, work.map(move |outcome| outcome.map(|document| (status, document)))).await
+}
+
+/// The same for work that also says its status, which counts unless the answer had to begin before, with `late_status`.
+pub async fn answer_as<T, F, W>(late_status: StatusCode, work: W) -> Response
+where
+    T: Serialize + Send + 'static,
+    F: Failure,
+    W: Future<Output = Result<(StatusCode, T), F>> + Send + 'static,
+{
+    let work = work.map(|outcome| outcome.map(|(status, document)| (status, json_bytes(&document))));
+    let mut work = Box::pin(carry(work));
     match timeout(HEARTBEAT_INTERVAL, &mut work).await {
-        Ok(Ok(document)) => (status, json_type(), document).into_response(),
-        Ok(Err(failure)) => failure.early().into_response(),
+        Ok(Ok((status, document))) => (status, json_type(), document).into_response(),
+        Ok(Err(failure)) => failure.early(),
         Err(_) => {
-            let document = carry(work.map(|outcome| outcome.or_else(Failure::late)));
-            let chunks = stream::once(async { Ok(Bytes::from_static(b" ")) }).chain(spaces_until(document));
-            (status, json_type(), Body::from_stream(chunks)).into_response()
+            let document = work.map(|outcome| outcome.map_or_else(Failure::late, |(_, document)| Ok(document)));
+            let chunks = stream::once(async { Ok(Bytes::from_static(b" ")) }).chain(spaces_until(carry(document)));
+            (late_status, json_type(), Body::from_stream(chunks)).into_response()
         }
     }
 }

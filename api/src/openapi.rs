@@ -14,9 +14,9 @@ const ABOUT: &str = "Sandboxes on this machine. Compatible with the MIOSA sandbo
 Every call but `/healthz` needs `Authorization: Bearer <token>`. Errors are an `ErrorEnvelope`; programs switch on \
 `error.code`. Every answer has the header `x-request-id`, under which the server's log has more.
 
-A call that takes longer than 10 s (create, exec, destroy, file writes) is answered with success at once, then one space \
-every 10 s, then the JSON document. If it fails after that, the document is the error envelope; exec has `data` with exit \
-code 255 beside it; destroy and file writes break the answer off.";
+A call that takes longer than 10 s is answered with success then, one space every 10 s, and at last the JSON document. If \
+it fails after that, the document of create is the error envelope; exec and run have `data` with exit code 255 beside it; \
+all others (pause, resume, snapshots, restore, fork, destroy, file writes) break the answer off.";
 
 #[derive(OpenApi)]
 #[openapi(

@@ -28,6 +28,31 @@ async fn a_wrong_field_is_named() {
         ("/sandboxes/sbx_1/files", json!({"path": "/a", "content": "?"}), "content"),
         ("/sandboxes/sbx_1/fs/write-many", json!({"files": [{"content": "x"}]}), "files[0].path"),
         ("/sandboxes/sbx_1/fs/stat", json!({"path": null}), "path"),
+        ("/sandboxes/run", json!({}), "command"),
+        ("/sandboxes/run", json!({"command": "x", "timeout": -1}), "timeout"),
+        ("/sandboxes/run", json!({"command": "x", "memory_mb": "much"}), "memory_mb"),
+        ("/sandboxes/run", json!({"command": "x", "env": {"A": 1}}), "env.A"),
+        ("/sandboxes/run", json!({"command": "x", "services": [1]}), "services"),
+        ("/sandboxes/sbx_1/resume", json!({"env": {"A": 1}}), "env.A"),
+        ("/sandboxes/sbx_1/resume", json!({"environment": "prod"}), "environment"),
+        ("/sandboxes/sbx_1/extend", json!({"timeout_sec": "long"}), "timeout_sec"),
+        ("/sandboxes/sbx_1/snapshots", json!({"comment": 1}), "comment"),
+        ("/sandboxes/sbx_1/snapshots", json!({"expiration_sec": -1}), "expiration_sec"),
+        ("/sandboxes/sbx_1/fork", json!({"timeout_sec": "long"}), "timeout_sec"),
+        ("/sandboxes/sbx_1/fork", json!({"env_id": "e"}), "env_id"),
+        ("/snapshots/snap_1/fork", json!({"name": 1}), "name"),
+        ("/named-snapshots/golden/deploy", json!({"no_env": 1}), "no_env"),
+        ("/snapshots/delete", json!({}), "ids"),
+        ("/snapshots/delete", json!({"resource_id": "sbx_1"}), "all"),
+        ("/snapshots/delete", json!({"resource_id": "sbx_1", "all": true}), "confirm"),
+        ("/named-snapshots", json!({"snapshot_id": "snap_1"}), "name"),
+        ("/named-snapshots", json!({"name": "a"}), "snapshot_id"),
+        ("/named-snapshots", json!({"name": "a", "snapshot_id": "b", "sandbox_id": "c"}), "sandbox_id"),
+        ("/named-snapshots", json!({"name": "a", "computer_id": "c"}), "computer_id"),
+        ("/bulk/sandboxes/pause", json!({}), "ids"),
+        ("/bulk/sandboxes/destroy", json!({"filter": {}}), "filter"),
+        ("/bulk/sandboxes/destroy", json!({"filter": {"tgas": ["a"]}}), "filter.tgas"),
+        ("/bulk/sandboxes/resume", json!({"filter": {"state": "asleep"}}), "state"),
     ] {
         let answer = server.post(path, body.clone()).await;
         assert_eq!((answer.refusal(), answer.field()), ((422, "VALIDATION_ERROR"), field), "{path} {body}");
@@ -39,6 +64,10 @@ async fn a_wrong_field_is_named() {
         ("/sandboxes/sbx_1/files?depth=x", "depth"),
         ("/sandboxes/sbx_1/logs?lines=x", "lines"),
         ("/sandboxes/sbx_1/fs/download", "path"),
+        ("/snapshots?limit=x", "limit"),
+        ("/snapshots/groups?offset=-1", "offset"),
+        ("/snapshots?include_named=maybe", "include_named"),
+        ("/snapshots/snap_1/files", "path"),
     ] {
         let answer = server.get(path).await;
         assert_eq!((answer.refusal(), answer.field()), ((422, "VALIDATION_ERROR"), field), "{path}");

@@ -10,4 +10,5 @@ mod idempotency;
 mod openapi;
 mod routing;
 mod sandboxes;
+mod snapshots;
 mod stopping;

@@ -20,9 +20,9 @@ async fn an_unknown_route_is_a_json_404_that_names_it() {
     let server = TestServer::start().await;
     for (method, path) in [
         (Method::GET, "/computers"),
-        (Method::POST, "/sandboxes/run"),
+        (Method::GET, "/sandboxes/run"),
         (Method::POST, "/sandboxes/batch"),
-        (Method::POST, "/sandboxes/sbx_1/pause"),
+        (Method::POST, "/sandboxes/sbx_1/hibernate"),
         (Method::GET, "/"),
         (Method::GET, "/sandboxes/"),
     ] {
@@ -54,9 +54,17 @@ async fn a_wrong_method_is_a_json_405() {
 async fn an_unknown_sandbox_is_404_on_every_route_whatever_its_id() {
     let server = TestServer::start().await;
     for id in ["sbx_1", "nope", "6ba7b810-9dad-11d1-80b4-00c04fd430c8", "a%2Fb", "%ff", "sbx_%00"] {
-        for path in
-            ["", "/readiness", "/readiness/stream", "/logs", "/stats", "/files", "/fs/download?path=/a", "/files/a"]
-        {
+        for path in [
+            "",
+            "/readiness",
+            "/readiness/stream",
+            "/logs",
+            "/stats",
+            "/files",
+            "/fs/download?path=/a",
+            "/files/a",
+            "/snapshots",
+        ] {
             let answer = server.get(&format!("/sandboxes/{id}{path}")).await;
             assert_eq!(answer.status, 404, "{id}{path}: {:?}", answer.body);
         }
@@ -67,6 +75,14 @@ async fn an_unknown_sandbox_is_404_on_every_route_whatever_its_id() {
             ("fs/write", serde_json::json!({"path": "/a", "content": "x"})),
             ("files", serde_json::json!({"path": "/a", "content": "eA=="})),
             ("fs/write-many", serde_json::json!({"files": [{"path": "/a", "content": "x"}]})),
+            ("pause", serde_json::json!({})),
+            ("resume", serde_json::json!({"env": {"A": "1"}})),
+            ("stop", serde_json::json!({})),
+            ("extend", serde_json::json!({"timeout_sec": 60})),
+            ("snapshot", serde_json::json!({})),
+            ("snapshots", serde_json::json!({"comment": "c"})),
+            ("restore/snap_1", serde_json::json!({})),
+            ("fork", serde_json::json!({})),
         ] {
             let answer = server.post(&format!("/sandboxes/{id}/{path}"), body).await;
             assert_eq!(answer.status, 404, "{id}/{path}: {:?}", answer.body);
@@ -76,9 +92,13 @@ async fn an_unknown_sandbox_is_404_on_every_route_whatever_its_id() {
             let answer = Answer::of(server.request(method, &path).send().await.unwrap()).await;
             assert_eq!(answer.status, 404, "{path}: {:?}", answer.body);
         }
-        let answer =
-            Answer::of(server.request(Method::DELETE, &format!("/sandboxes/{id}")).send().await.unwrap()).await;
-        assert_eq!(answer.status, 404, "DELETE {id}: {:?}", answer.body);
+        for (method, path) in
+            [(Method::DELETE, ""), (Method::PATCH, ""), (Method::PATCH, "/tags"), (Method::DELETE, "/snapshots/snap_1")]
+        {
+            let request = server.request(method.clone(), &format!("/sandboxes/{id}{path}"));
+            let answer = Answer::of(request.json(&serde_json::json!({"tags": []})).send().await.unwrap()).await;
+            assert_eq!(answer.status, 404, "{method} {id}{path}: {:?}", answer.body);
+        }
     }
     server.stop().await;
 }

@@ -6,7 +6,7 @@ use ::base64::Engine as _;
 use ::base64::prelude::BASE64_STANDARD;
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use cove_engine::protocol::guest::{self, Exit, ExitStatus, Stream};
 use cove_engine::{BoxError, Engine, ExecEvent, ExecInput, Execution, SandboxId};
@@ -91,9 +91,25 @@ fn frames_of(started: Result<Streamed, ApiError>) -> BoxStream<'static, Bytes> {
 }
 
 /// A command whose end is not known, and what it wrote until then.
-struct Broken {
-    error: ApiError,
+pub(super) struct Broken {
+    pub(super) error: ApiError,
     so_far: ExecResult,
+}
+
+impl Broken {
+    /// What clients are to take for the result: they read that, and take a missing exit code for success.
+    pub(super) fn result(&self) -> ExecResult {
+        let mut result = self.so_far.clone();
+        result.exit_code = EXIT_UNKNOWN;
+        result.stderr.push_str(&note(self.error.message()));
+        result
+    }
+}
+
+impl From<ApiError> for Broken {
+    fn from(error: ApiError) -> Self {
+        Self { error, so_far: ExecResult::default() }
+    }
 }
 
 impl From<cove_engine::Error> for Broken {
@@ -103,20 +119,17 @@ impl From<cove_engine::Error> for Broken {
 }
 
 impl Failure for Broken {
-    fn early(self) -> ApiError {
-        self.error
+    fn early(self) -> Response {
+        self.error.into_response()
     }
 
-    /// Clients read `data` and take a missing exit code for success, so there is one that says failure.
     fn late(self) -> Result<Bytes, BoxError> {
-        let mut data = self.so_far;
-        data.exit_code = EXIT_UNKNOWN;
-        data.stderr.push_str(&note(self.error.message()));
-        Ok(json_bytes(&ExecData { data, error: Some(self.error.into_body().error) }))
+        Ok(json_bytes(&ExecData { data: self.result(), error: Some(self.error.into_body().error) }))
     }
 }
 
-async fn run(
+/// Runs a command to its end.
+pub(super) async fn run(
     engine: Engine,
     id: SandboxId,
     exec: guest::Exec,

@@ -2,17 +2,23 @@
 //!
 //! Paths here have no prefix: see [`crate::mount`]. What an `{id}` is, and what no route matches, is decided here.
 
+mod bulk;
 mod exec;
 mod files;
+mod fork;
+mod history;
+mod life;
+mod named;
 mod readiness;
+mod run;
 mod sandboxes;
+mod snapshots;
 mod system;
 mod templates;
 mod transfer;
 
 use axum::extract::OriginalUri;
 use axum::http::{Method, StatusCode};
-use cove_engine::{Error, SandboxId};
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -20,6 +26,7 @@ use utoipa_axum::routes;
 use crate::Api;
 use crate::error::ApiError;
 use crate::openapi::Document;
+use crate::types::sandbox_id;
 
 /// Words that stand where a sandbox's id would, for routes this server does not have.
 const RESERVED: [&str; 4] = ["run", "batch", "batches", "runtimes"];
@@ -29,24 +36,40 @@ pub(crate) fn all() -> OpenApiRouter<Api> {
     OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(templates::list_templates))
         .routes(routes!(templates::get_template))
+        .routes(routes!(templates::warm_template))
         .routes(routes!(sandboxes::create_sandbox, sandboxes::list_sandboxes))
-        .routes(routes!(sandboxes::get_sandbox, sandboxes::destroy_sandbox))
+        .routes(routes!(run::run_sandbox))
+        .routes(routes!(sandboxes::get_sandbox, life::update_sandbox, sandboxes::destroy_sandbox))
         .routes(routes!(sandboxes::get_sandbox_by_name))
+        .routes(routes!(life::set_tags))
+        .routes(routes!(life::pause_sandbox))
+        .routes(routes!(life::resume_sandbox))
+        .routes(routes!(life::stop_sandbox))
+        .routes(routes!(life::extend_sandbox))
+        .routes(routes!(bulk::pause_sandboxes))
+        .routes(routes!(bulk::resume_sandboxes))
+        .routes(routes!(bulk::destroy_sandboxes))
         .routes(routes!(readiness::get_readiness))
         .routes(routes!(readiness::stream_readiness))
         .routes(routes!(exec::exec_command))
         .routes(routes!(exec::exec_command_stream))
         .merge(files::routes())
         .merge(transfer::routes())
+        .routes(routes!(snapshots::create_snapshot, snapshots::list_snapshots))
+        .routes(routes!(snapshots::create_snapshot_legacy))
+        .routes(routes!(snapshots::delete_snapshot))
+        .routes(routes!(snapshots::restore_snapshot))
+        .routes(routes!(fork::fork_sandbox))
+        .merge(history::routes())
+        .routes(routes!(fork::fork_snapshot))
+        .routes(routes!(named::list_named_snapshots, named::create_named_snapshot))
+        .routes(routes!(named::get_named_snapshot, named::delete_named_snapshot))
+        .routes(routes!(fork::deploy_named_snapshot))
         .routes(routes!(system::get_logs))
         .routes(routes!(system::get_stats))
         .routes(routes!(system::get_system))
+        .routes(routes!(system::get_disk_use))
         .routes(routes!(system::get_health))
-}
-
-/// The sandbox that an `{id}` names. What is no id names no sandbox: 404, never 400 (contract section 4).
-fn sandbox_id(id: &str) -> Result<SandboxId, ApiError> {
-    SandboxId::parse(id).ok_or_else(|| Error::SandboxNotFound(id.to_owned()).into())
 }
 
 /// No route has this path.

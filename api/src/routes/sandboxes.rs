@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::Response;
-use cove_engine::{Engine, Error, External, Sandbox, SandboxFilter, SandboxSpec, SandboxState};
+use cove_engine::{Engine, Error, External, Sandbox, SandboxFilter, SandboxSpec};
 use futures_util::TryFutureExt;
 use serde::Deserialize;
 use tokio::time::Instant;
@@ -18,11 +18,11 @@ use crate::error::ApiError;
 use crate::extract::{Id, JsonBytes, Query, number, parse};
 use crate::heartbeat::{self, Unmistakable};
 use crate::idempotency::{Once, detached, key, once};
-use crate::types::{CreateBody, Data, DestroyedRecord, SandboxRecord};
+use crate::types::{CreateBody, Data, DestroyedRecord, SandboxRecord, state_word};
 
 /// How long create waits for command-ready unless the caller says. Longer than the SDK's read timeout: heartbeats keep
 /// the call alive, and a sandbox that is answered as `creating` is of no use to the SDK.
-const CREATE_WAIT_DEFAULT: Duration = Duration::from_secs(120);
+pub(super) const CREATE_WAIT_DEFAULT: Duration = Duration::from_secs(120);
 
 /// Longest wait a caller may ask for, in seconds.
 const CREATE_WAIT_SECONDS_MAX: u64 = 3600;
@@ -65,11 +65,16 @@ pub async fn create_sandbox(
     Ok(response)
 }
 
-async fn create(engine: Engine, spec: SandboxSpec, fail_fast: bool) -> Result<Sandbox, ApiError> {
-    engine.create(spec).await.map_err(|error| match error {
+pub(super) async fn create(engine: Engine, spec: SandboxSpec, fail_fast: bool) -> Result<Sandbox, ApiError> {
+    engine.create(spec).await.map_err(|error| admission(error, fail_fast))
+}
+
+/// What a caller is told who does not want to wait for room.
+pub(super) fn admission(error: Error, fail_fast: bool) -> ApiError {
+    match error {
         Error::Admission(_) if fail_fast => ApiError::no_ready_machine(error),
         error => error.into(),
-    })
+    }
 }
 
 async fn settled(engine: Engine, sandbox: Sandbox, wait: Duration) -> Result<Data<SandboxRecord>, ApiError> {
@@ -111,7 +116,7 @@ impl ListQuery {
     fn into_filter(self) -> Result<SandboxFilter, ApiError> {
         let tags = self.tags.unwrap_or_default();
         Ok(SandboxFilter {
-            state: self.state.as_deref().filter(|state| !state.is_empty()).map(state).transpose()?,
+            state: self.state.as_deref().filter(|state| !state.is_empty()).map(state_word).transpose()?,
             tags: tags.split(',').map(str::trim).filter(|tag| !tag.is_empty()).map(str::to_owned).collect(),
             template_id: self.template_id,
             name: self.name,
@@ -122,13 +127,6 @@ impl ListQuery {
             },
         })
     }
-}
-
-fn state(text: &str) -> Result<SandboxState, ApiError> {
-    text.parse().map_err(|_| {
-        let known = SandboxState::ALL.map(SandboxState::as_str).join(", ");
-        ApiError::invalid("state", format!("state is '{text}'; the states are {known}"))
-    })
 }
 
 /// All sandboxes that match, oldest first, on one page.
@@ -173,6 +171,8 @@ pub async fn destroy_sandbox(State(api): State<Api>, Id(id): Id) -> Result<Respo
 
 #[cfg(test)]
 mod tests {
+    use cove_engine::SandboxState;
+
     use super::*;
 
     #[test]

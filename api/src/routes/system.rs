@@ -9,7 +9,7 @@ use super::sandbox_id;
 use crate::Api;
 use crate::error::ApiError;
 use crate::extract::{Id, Query, number};
-use crate::types::{Data, Health, HostInfo, Logs, MachineFigures, SystemInfo};
+use crate::types::{Data, DiskUse, Health, HostInfo, Logs, MachineFigures, SystemInfo};
 
 /// The server's version.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -32,6 +32,16 @@ pub async fn get_health() -> Json<Health> {
 pub async fn get_system(State(api): State<Api>) -> Json<Data<SystemInfo>> {
     let (limits, host) = (api.engine.limits().into(), HostInfo::of(&api.engine));
     Json(Data { data: SystemInfo { version: VERSION, limits, host } })
+}
+
+/// What sandboxes, snapshots and prepared machines take on the disk, by share: what each holds alone, and what several
+/// need.
+#[utoipa::path(get, path = "/system/disk", tag = "system", responses((status = 200, body = Data<DiskUse>)))]
+pub async fn get_disk_use(State(api): State<Api>) -> Result<Json<Data<DiskUse>>, ApiError> {
+    let shares = api.engine.shares().await?;
+    let exclusive_bytes = shares.values().map(|share| share.exclusive_bytes).sum();
+    let owners = shares.into_iter().map(|(owner, share)| (owner, share.into())).collect();
+    Ok(Json(Data { data: DiskUse { owners, exclusive_bytes } }))
 }
 
 #[derive(Deserialize, IntoParams)]

@@ -11,7 +11,8 @@ use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get};
 use bytes::Bytes;
-use cove_engine::{BoxError, SandboxId};
+use cove_engine::protocol::guest::Entry;
+use cove_engine::{BoxError, FileStream, SandboxId};
 use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
@@ -70,13 +71,18 @@ pub struct ReadQuery {
 }
 
 impl ReadQuery {
-    fn path(self) -> Result<String, ApiError> {
+    pub(super) fn path(self) -> Result<String, ApiError> {
         self.path.ok_or_else(|| ApiError::invalid("path", "path is missing"))
     }
 }
 
 async fn send(api: &Api, id: &SandboxId, path: &str) -> Result<Response, ApiError> {
-    let (entry, mut chunks) = api.engine.read_file(id, checked_path(path)?).await?;
+    let (entry, chunks) = api.engine.read_file(id, checked_path(path)?).await?;
+    file(entry, chunks).await
+}
+
+/// The answer that carries a file.
+pub(super) async fn file(entry: Entry, mut chunks: FileStream) -> Result<Response, ApiError> {
     let mut head = Vec::new();
     let mut head_bytes = 0;
     while head_bytes <= WHOLE_BYTES_MAX {
@@ -102,7 +108,7 @@ async fn send(api: &Api, id: &SandboxId, path: &str) -> Result<Response, ApiErro
     Ok(response)
 }
 
-fn octets() -> [(header::HeaderName, HeaderValue); 2] {
+pub(super) fn octets() -> [(header::HeaderName, HeaderValue); 2] {
     [
         (header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream")),
         (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),

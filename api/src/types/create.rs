@@ -95,7 +95,7 @@ impl Refused {
 }
 
 /// `null`, `false`, `""`, `[]` and `{}` ask for nothing.
-fn says_something(value: &Value) -> bool {
+pub(super) fn says_something(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => false,
         Value::Bool(true) | Value::Number(_) => true,

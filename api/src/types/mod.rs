@@ -3,7 +3,10 @@
 mod create;
 mod exec;
 mod files;
+mod life;
+mod run;
 mod sandbox;
+mod snapshot;
 mod system;
 mod template;
 
@@ -13,15 +16,27 @@ pub use files::{
     Borrowed, FileEntry, FileFailure, FileInMany, FileWritten, Listing, PathBody, Removed, WriteBody, WriteMany,
     WriteManyBody, Written,
 };
+pub use life::{
+    BulkBody, BulkFailure, BulkOutcome, EmptyBody, ExtendBody, Many, ResumeBody, Tags, UpdateBody, sandbox_id,
+};
+pub use run::{RunAnswer, RunBody, RunCommand, RunRecord, RunTimings};
 pub use sandbox::{DestroyedRecord, Readiness, SandboxRecord, WaitOver};
+pub use snapshot::{
+    Allowance, DeleteManyBody, DeletedMany, DeletedSnapshot, DiskUse, ForkBody, NameBody, NameRemoved, NamedSnapshot,
+    NamedSnapshots, NamedWithDependents, Resource, SnapshotBody, SnapshotGroup, SnapshotGroups, SnapshotPage,
+    SnapshotRecord, SnapshotUpdateBody, SnapshotWithDependents,
+};
 pub use system::{Health, HostInfo, Logs, MachineFigures, SystemInfo};
 pub use template::{TemplateList, TemplateRecord};
 
+use cove_engine::SandboxState;
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
 use utoipa::ToSchema;
+
+use crate::error::ApiError;
 
 /// The envelope of a single resource, and of every list.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
@@ -33,6 +48,14 @@ pub struct Data<T> {
 /// Microseconds and `Z`: Python 3.9 and 3.10 read 0, 3 or 6 fraction digits and no others (contract 6.1).
 const TIMESTAMP: &[BorrowedFormatItem<'_>] =
     format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]Z");
+
+/// A sandbox's state by its name, old names too.
+pub(crate) fn state_word(text: &str) -> Result<SandboxState, ApiError> {
+    text.parse().map_err(|_| {
+        let known = SandboxState::ALL.map(SandboxState::as_str).join(", ");
+        ApiError::invalid("state", format!("state is '{text}'; the states are {known}"))
+    })
+}
 
 /// `at` as the API writes times.
 pub(crate) fn timestamp(at: OffsetDateTime) -> String {

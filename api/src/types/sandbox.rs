@@ -43,10 +43,12 @@ pub struct SandboxRecord {
     #[schema(value_type = Object)]
     pub metadata: Map<String, Value>,
     pub tags: Vec<String>,
-    /// From the request to command-ready.
+    /// Milliseconds of its latest start, from the request to command-ready.
     pub boot_ms: Option<u64>,
+    /// How it came to run: `cold` (booted), `warm` (from its template's prepared machine), `snapshot` (resume, restore, fork).
     #[schema(value_type = Option<String>)]
     pub boot_path: Option<cove_engine::sandbox::BootPath>,
+    /// `false`: a pause is whole when it is answered.
     pub checkpoint_pending: bool,
     pub checkpoint_phase: Option<String>,
     pub preview_url: Option<String>,
@@ -60,8 +62,17 @@ pub struct SandboxRecord {
     pub inserted_at: String,
     pub started_at: Option<String>,
     pub ready_at: Option<String>,
+    /// Since when it is paused.
+    pub paused_at: Option<String>,
     pub destroyed_at: Option<String>,
+    /// Seconds that it ran in all its sessions; `null` when it never was command-ready.
     pub total_runtime_sec: Option<u64>,
+    /// The sandbox that it is a fork of.
+    pub forked_from: Option<String>,
+    /// The snapshot that it last came from or took.
+    pub snapshot_id: Option<String>,
+    /// How many restores led to its machine.
+    pub generation: u64,
     pub tenant_id: Option<String>,
     pub owner_id: Option<String>,
     pub workspace_id: Option<String>,
@@ -123,7 +134,9 @@ impl SandboxRecord {
     /// The record of `sandbox` at the time `now`.
     pub fn at(sandbox: Sandbox, now: OffsetDateTime) -> Self {
         let contract = ResourceContract::of(&sandbox);
-        let timeout_remaining_ms = timeout_remaining_ms(&sandbox, now);
+        let timeout_remaining_ms = sandbox.timeout_remaining_ms(now);
+        // One that never ran has no time, rather than none yet.
+        let total_runtime_sec = sandbox.ready_at.map(|_| sandbox.runtime_ms(now) / 1000);
         let mut metadata = sandbox.metadata;
         if let Some(reason) = sandbox.last_error {
             metadata.insert("last_error".into(), reason.into());
@@ -164,8 +177,12 @@ impl SandboxRecord {
             inserted_at: timestamp(sandbox.created_at),
             started_at: sandbox.started_at.map(timestamp),
             ready_at: sandbox.ready_at.map(timestamp),
+            paused_at: sandbox.paused_at.map(timestamp),
             destroyed_at: sandbox.destroyed_at.map(timestamp),
-            total_runtime_sec: None,
+            total_runtime_sec,
+            forked_from: sandbox.forked_from.map(|id| id.to_string()),
+            snapshot_id: sandbox.snapshot_id.map(|id| id.to_string()),
+            generation: sandbox.generation,
             tenant_id: None,
             owner_id: None,
             workspace_id: None,
@@ -184,14 +201,6 @@ impl SandboxRecord {
     pub fn now(sandbox: Sandbox) -> Self {
         Self::at(sandbox, OffsetDateTime::now_utc())
     }
-}
-
-fn timeout_remaining_ms(sandbox: &Sandbox, now: OffsetDateTime) -> Option<u64> {
-    if sandbox.state != SandboxState::Running || sandbox.always_on {
-        return None;
-    }
-    let end = sandbox.started_at? + time::Duration::seconds(sandbox.timeout_sec.into());
-    Some(u64::try_from((end - now).whole_milliseconds()).unwrap_or(0))
 }
 
 /// What destroy answers: enough for a client to see that the sandbox is gone.

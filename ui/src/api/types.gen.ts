@@ -4,6 +4,57 @@
  */
 
 export interface paths {
+    "/bulk/sandboxes/destroy": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Destroys sandboxes, with all that is in them. */
+        post: operations["destroy_sandboxes"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/bulk/sandboxes/pause": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Pauses sandboxes. */
+        post: operations["pause_sandboxes"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/bulk/sandboxes/resume": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Resumes sandboxes. */
+        post: operations["resume_sandboxes"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/healthz": {
         parameters: {
             query?: never;
@@ -15,6 +66,59 @@ export interface paths {
         get: operations["get_health"];
         put?: never;
         post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/named-snapshots": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** All names, newest snapshot first. */
+        get: operations["list_named_snapshots"];
+        put?: never;
+        /** Gives a name to a snapshot, or to a new snapshot of a sandbox. A name in use is never taken over. */
+        post: operations["create_named_snapshot"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/named-snapshots/{id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** A name, its snapshot, and the sandboxes that last came from it or took it. */
+        get: operations["get_named_snapshot"];
+        put?: never;
+        post?: never;
+        /** Takes a name away. Its snapshot stays, in the history. */
+        delete: operations["delete_named_snapshot"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/named-snapshots/{id}/deploy": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Makes a new sandbox that goes on from a named snapshot, whether or not the sandbox of which it was taken lives. */
+        post: operations["deploy_named_snapshot"];
         delete?: never;
         options?: never;
         head?: never;
@@ -49,6 +153,26 @@ export interface paths {
         get: operations["get_template"];
         put?: never;
         post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/sandbox-templates/{id}/warm": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Makes a template warm for a shape and answers when it is: creates of that kind do not boot from then on. Of the body only
+         *     the shape counts; nothing is made again that is there. An addition to the contract.
+         */
+        post: operations["warm_template"];
         delete?: never;
         options?: never;
         head?: never;
@@ -90,6 +214,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/sandboxes/run": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Makes a sandbox, waits until it is command-ready, runs a command in it, and answers once. A command that fails is a
+         *     success of the call, with its exit code. The sandbox goes on running.
+         */
+        post: operations["run_sandbox"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/sandboxes/{id}": {
         parameters: {
             query?: never;
@@ -105,7 +249,8 @@ export interface paths {
         delete: operations["destroy_sandbox"];
         options?: never;
         head?: never;
-        patch?: never;
+        /** Changes what a caller may change; answers the whole record. */
+        patch: operations["update_sandbox"];
         trace?: never;
     };
     "/sandboxes/{id}/exec": {
@@ -140,6 +285,23 @@ export interface paths {
          *     `chunk_base64` instead of `line`.
          */
         post: operations["exec_command_stream"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/sandboxes/{id}/extend": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Starts the session's clock anew, with another length if one is given. */
+        post: operations["extend_sandbox"];
         delete?: never;
         options?: never;
         head?: never;
@@ -251,6 +413,23 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/sandboxes/{id}/fork": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Makes a new sandbox that goes on from this one as it is now, or from the snapshot that `snapshot_id` names. */
+        post: operations["fork_sandbox"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/sandboxes/{id}/fs/download": {
         parameters: {
             query?: never;
@@ -336,6 +515,23 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/sandboxes/{id}/pause": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Saves memory and disk and stops the machine. A paused sandbox stays as it is: 200. */
+        post: operations["pause_sandbox"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/sandboxes/{id}/readiness": {
         parameters: {
             query?: never;
@@ -370,6 +566,101 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/sandboxes/{id}/restore/{sid}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Puts a sandbox back to where a snapshot was, disk and memory, under its own id. What is running in it ends. The
+         *     snapshot may be of another sandbox with the same template and shape.
+         */
+        post: operations["restore_snapshot"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/sandboxes/{id}/resume": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Lets a paused sandbox go on where it was; a running one stays so: 200. Also brings back one in state `error` whose
+         *     disk is whole. A repetition under an `Idempotency-Key` needs no memory: it finds the sandbox running.
+         */
+        post: operations["resume_sandbox"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/sandboxes/{id}/snapshot": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** The same as `POST /sandboxes/{id}/snapshots`. */
+        post: operations["create_snapshot_legacy"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/sandboxes/{id}/snapshots": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** A sandbox's snapshots, newest first, those with a name too. */
+        get: operations["list_snapshots"];
+        put?: never;
+        /**
+         * Takes a snapshot of a running or paused sandbox. A running one stands still for a moment and goes on, with its
+         *     connections. Answers when the snapshot is whole.
+         */
+        post: operations["create_snapshot"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/sandboxes/{id}/snapshots/{sid}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /** Deletes a snapshot of this sandbox. What came from it lives on; one with a name is kept: 409. */
+        delete: operations["delete_snapshot"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/sandboxes/{id}/stats": {
         parameters: {
             query?: never;
@@ -379,6 +670,161 @@ export interface paths {
         };
         /** Figures of the sandbox's machine since it started. */
         get: operations["get_stats"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/sandboxes/{id}/stop": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Ends the session: a persistent sandbox is paused, another one destroyed. */
+        post: operations["stop_sandbox"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/sandboxes/{id}/tags": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        /** Replaces the tags. */
+        patch: operations["set_tags"];
+        trace?: never;
+    };
+    "/snapshots": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Snapshots of all sandboxes, newest first; those that a name keeps only on request. */
+        get: operations["list_history"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/snapshots/delete": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Deletes several snapshots, or all of a sandbox that have no name. Each is judged by itself. */
+        post: operations["delete_snapshots"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/snapshots/groups": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** The same by sandbox, newest activity first. */
+        get: operations["list_history_groups"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/snapshots/{id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** A snapshot, by id or name, and the sandboxes that last came from it or took it. */
+        get: operations["get_snapshot"];
+        put?: never;
+        post?: never;
+        /** Deletes a snapshot. What came from it lives on; one with a name is kept: 409. */
+        delete: operations["delete_snapshot_by_id"];
+        options?: never;
+        head?: never;
+        /** Changes name, comment and metadata. */
+        patch: operations["update_snapshot"];
+        trace?: never;
+    };
+    "/snapshots/{id}/files": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** The bytes of a file in a snapshot. */
+        get: operations["download_snapshot_file"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/snapshots/{id}/fork": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Makes a new sandbox that goes on from a snapshot. */
+        post: operations["fork_snapshot"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/snapshots/{id}/tree": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** What is in a directory of a snapshot. The first look takes as long as a fork; the next ones do not. */
+        get: operations["list_snapshot_files"];
         put?: never;
         post?: never;
         delete?: never;
@@ -404,10 +850,88 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/system/disk": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * What sandboxes, snapshots and prepared machines take on the disk, by share: what each holds alone, and what several
+         *     need.
+         */
+        get: operations["get_disk_use"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
 }
 export type webhooks = Record<string, never>;
 export interface components {
     schemas: {
+        /** @description See [`NamedSnapshots::allowance`]. */
+        Allowance: {
+            /** @description Most names; `null` is no bound. */
+            limit?: number | null;
+            /**
+             * Format: int32
+             * @description Cents for each name.
+             */
+            price_cents: number;
+            /** @description Names in use. */
+            used: number;
+        };
+        /**
+         * @description Which sandboxes a call on many means: by id, or by what they have. One of the two.
+         * @example {
+         *       "ids": [
+         *         "sbx_4k2p",
+         *         "sbx_9w1z"
+         *       ]
+         *     }
+         */
+        BulkBody: {
+            filter?: null | components["schemas"]["BulkFilter"];
+            /** @description These, at most 1000. */
+            ids?: string[] | null;
+        };
+        /** @description Why one of many was not done. */
+        BulkFailure: {
+            /** @description The stable code of the error. */
+            code: string;
+            /** @description A sentence for people. */
+            error: string;
+            /** @description Which. */
+            id: string;
+        };
+        /** @description What sandboxes must have. At least one field; unknown ones are refused, since ignoring one would mean more sandboxes. */
+        BulkFilter: {
+            /** @description With this id of the caller's own system. */
+            external_project_id?: string | null;
+            /** @description With this id of the caller's own system. */
+            external_user_id?: string | null;
+            /** @description With this id of the caller's own system. */
+            external_workspace_id?: string | null;
+            /** @description With this name. */
+            name?: string | null;
+            /** @description In this state. */
+            state?: string | null;
+            tags?: null | components["schemas"]["TagList"];
+            /** @description Made from this template. */
+            template_id?: string | null;
+        };
+        /** @description What became of many sandboxes. */
+        BulkOutcome: {
+            /** @description Not done. */
+            failed: components["schemas"]["BulkFailure"][];
+            /** @description Done, or already so. */
+            succeeded: string[];
+        };
         /** @description What create takes. Fields that are not listed are accepted and ignored. */
         CreateBody: {
             /** @description No timeout is enforced. */
@@ -470,6 +994,41 @@ export interface components {
             timeout_sec?: number | null;
         };
         /** @description The envelope of a single resource, and of every list. */
+        Data_BulkOutcome: {
+            /** @description What became of many sandboxes. */
+            data: {
+                /** @description Not done. */
+                failed: components["schemas"]["BulkFailure"][];
+                /** @description Done, or already so. */
+                succeeded: string[];
+            };
+        };
+        /** @description The envelope of a single resource, and of every list. */
+        Data_DeletedMany: {
+            /** @description What became of many snapshots. */
+            data: {
+                /** @description These are gone. */
+                deleted: string[];
+                /** @description These are not. */
+                failed: components["schemas"]["BulkFailure"][];
+            };
+        };
+        /** @description The envelope of a single resource, and of every list. */
+        Data_DeletedSnapshot: {
+            /** @description A snapshot is gone. */
+            data: {
+                /**
+                 * Format: int64
+                 * @description Bytes that are free again.
+                 */
+                freed_bytes: number;
+                /** @description Which. */
+                id: string;
+                /** @description `deleted`. */
+                status: string;
+            };
+        };
+        /** @description The envelope of a single resource, and of every list. */
         Data_DestroyedRecord: {
             /** @description What destroy answers: enough for a client to see that the sandbox is gone. */
             data: {
@@ -479,6 +1038,24 @@ export interface components {
                 id: string;
                 /** @description `destroyed`. */
                 state: string;
+            };
+        };
+        /** @description The envelope of a single resource, and of every list. */
+        Data_DiskUse: {
+            /** @description What everything takes on the disk. */
+            data: {
+                /**
+                 * Format: int64
+                 * @description What all of them take, at least: the exclusive parts together.
+                 */
+                exclusive_bytes: number;
+                /**
+                 * @description Bytes by the id of a sandbox or snapshot, or by the key of a template's prepared machine. Templates' own disks are
+                 *     not in it.
+                 */
+                owners: {
+                    [key: string]: components["schemas"]["DiskShare"];
+                };
             };
         };
         /** @description The envelope of a single resource, and of every list. */
@@ -553,6 +1130,29 @@ export interface components {
             };
         };
         /** @description The envelope of a single resource, and of every list. */
+        Data_NamedSnapshot: {
+            /** @description A name that keeps a snapshot. */
+            data: {
+                /** @description When the snapshot was taken. */
+                created_at: string;
+                /** @description Unique among snapshots. */
+                name: string;
+                /** @description What the snapshot was taken of. */
+                resource: components["schemas"]["Resource"];
+                /**
+                 * Format: int64
+                 * @description What the snapshot needs on this host's disk.
+                 */
+                size_bytes: number;
+                /** @description The whole snapshot. */
+                snapshot: components["schemas"]["SnapshotRecord"];
+                /** @description The snapshot. */
+                snapshot_id: string;
+                /** @description `ready`. */
+                status: string;
+            };
+        };
+        /** @description The envelope of a single resource, and of every list. */
         Data_Readiness: {
             /** @description Whether a sandbox is command-ready, and how far each part of it is (contract 8.7). */
             data: {
@@ -585,10 +1185,12 @@ export interface components {
                 always_on: boolean;
                 /**
                  * Format: int64
-                 * @description From the request to command-ready.
+                 * @description Milliseconds of its latest start, from the request to command-ready.
                  */
                 boot_ms?: number | null;
+                /** @description How it came to run: `cold` (booted), `warm` (from its template's prepared machine), `snapshot` (resume, restore, fork). */
                 boot_path?: string | null;
+                /** @description `false`: a pause is whole when it is answered. */
                 checkpoint_pending: boolean;
                 checkpoint_phase?: string | null;
                 /**
@@ -610,6 +1212,13 @@ export interface components {
                 external_project_id?: string | null;
                 external_user_id?: string | null;
                 external_workspace_id?: string | null;
+                /** @description The sandbox that it is a fork of. */
+                forked_from?: string | null;
+                /**
+                 * Format: int64
+                 * @description How many restores led to its machine.
+                 */
+                generation: number;
                 id: string;
                 /** Format: int32 */
                 idle_timeout_sec: number;
@@ -621,6 +1230,8 @@ export interface components {
                 metadata: Record<string, never>;
                 name?: string | null;
                 owner_id?: string | null;
+                /** @description Since when it is paused. */
+                paused_at?: string | null;
                 persistent: boolean;
                 preview_domain?: string | null;
                 preview_url?: string | null;
@@ -635,6 +1246,8 @@ export interface components {
                 /** @description `null` for custom shapes. */
                 size?: string | null;
                 slug?: string | null;
+                /** @description The snapshot that it last came from or took. */
+                snapshot_id?: string | null;
                 stable_for_embedding: boolean;
                 started_at?: string | null;
                 /** @description `creating`, `running`, `pausing`, `paused`, `resuming`, `snapshotting`, `error`, `destroying`, `destroyed`. */
@@ -649,13 +1262,109 @@ export interface components {
                 timeout_remaining_ms?: number | null;
                 /** Format: int32 */
                 timeout_sec: number;
-                /** Format: int64 */
+                /**
+                 * Format: int64
+                 * @description Seconds that it ran in all its sessions; `null` when it never was command-ready.
+                 */
                 total_runtime_sec?: number | null;
                 url_class?: string | null;
                 url_info?: Record<string, never> | null;
                 workspace_id?: string | null;
                 workspace_name?: string | null;
                 workspace_slug?: string | null;
+            };
+        };
+        /** @description The envelope of a single resource, and of every list. */
+        Data_SnapshotRecord: {
+            /**
+             * @description A snapshot as everyone sees it. There is none that is not ready.
+             * @example {
+             *       "comment": "before the upgrade",
+             *       "cpu_count": 1,
+             *       "created_at": "2026-01-02T03:04:05.000000Z",
+             *       "disk_size_mb": 10240,
+             *       "exclusive_bytes": 12582912,
+             *       "expires_at": null,
+             *       "generation": 1,
+             *       "has_memory": true,
+             *       "id": "snap_1q7x",
+             *       "memory_mb": 2048,
+             *       "metadata": {},
+             *       "name": null,
+             *       "parent_id": null,
+             *       "pause_ms": 41.2,
+             *       "resource": {
+             *         "id": "sbx_4k2p",
+             *         "name": "build",
+             *         "type": "sandbox"
+             *       },
+             *       "sandbox_id": "sbx_4k2p",
+             *       "sandbox_name": "build",
+             *       "shared_bytes": 37748736,
+             *       "size": "xs",
+             *       "size_bytes": 50331648,
+             *       "snapshot_id": "snap_1q7x",
+             *       "status": "ready",
+             *       "template_id": "miosa-sandbox",
+             *       "updated_at": "2026-01-02T03:04:05.000000Z"
+             *     }
+             */
+            data: {
+                comment?: string | null;
+                /** Format: int32 */
+                cpu_count: number;
+                created_at: string;
+                /** Format: int32 */
+                disk_size_mb: number;
+                /**
+                 * Format: int64
+                 * @description Of `size_bytes`, what is free again when it is deleted.
+                 */
+                exclusive_bytes: number;
+                /** @description When it is deleted by itself. */
+                expires_at?: string | null;
+                /**
+                 * Format: int64
+                 * @description How many restores led to it.
+                 */
+                generation: number;
+                /** @description What comes from it goes on where it was, instead of booting from the disk. */
+                has_memory: boolean;
+                id: string;
+                /** Format: int32 */
+                memory_mb: number;
+                metadata: Record<string, never>;
+                name?: string | null;
+                /** @description The snapshot that the sandbox had last come from or taken: its parent in the tree. */
+                parent_id?: string | null;
+                /**
+                 * Format: double
+                 * @description Milliseconds that the sandbox stood still for it; `null` when it was paused.
+                 */
+                pause_ms?: number | null;
+                resource: components["schemas"]["Resource"];
+                /** @description The sandbox of which it was taken, which may be gone. */
+                sandbox_id: string;
+                /** @description That sandbox's name then. */
+                sandbox_name?: string | null;
+                /**
+                 * Format: int64
+                 * @description Of `size_bytes`, what others need too.
+                 */
+                shared_bytes: number;
+                /** @description `null` for custom shapes. */
+                size?: string | null;
+                /**
+                 * Format: int64
+                 * @description What it needs on this host's disk, beside its template.
+                 */
+                size_bytes: number;
+                /** @description The same as `id`. */
+                snapshot_id: string;
+                /** @description `ready`. */
+                status: string;
+                template_id: string;
+                updated_at: string;
             };
         };
         /** @description The envelope of a single resource, and of every list. */
@@ -668,6 +1377,22 @@ export interface components {
                 limits: components["schemas"]["LimitsInfo"];
                 /** @description The server's version. */
                 version: string;
+            };
+        };
+        /** @description The envelope of a single resource, and of every list. */
+        Data_Tags: {
+            /**
+             * @description A sandbox's tags.
+             * @example {
+             *       "tags": [
+             *         "ci",
+             *         "nightly"
+             *       ]
+             *     }
+             */
+            data: {
+                /** @description All of them. */
+                tags: string[];
             };
         };
         /** @description The envelope of a single resource, and of every list. */
@@ -723,10 +1448,12 @@ export interface components {
                 always_on: boolean;
                 /**
                  * Format: int64
-                 * @description From the request to command-ready.
+                 * @description Milliseconds of its latest start, from the request to command-ready.
                  */
                 boot_ms?: number | null;
+                /** @description How it came to run: `cold` (booted), `warm` (from its template's prepared machine), `snapshot` (resume, restore, fork). */
                 boot_path?: string | null;
+                /** @description `false`: a pause is whole when it is answered. */
                 checkpoint_pending: boolean;
                 checkpoint_phase?: string | null;
                 /**
@@ -748,6 +1475,13 @@ export interface components {
                 external_project_id?: string | null;
                 external_user_id?: string | null;
                 external_workspace_id?: string | null;
+                /** @description The sandbox that it is a fork of. */
+                forked_from?: string | null;
+                /**
+                 * Format: int64
+                 * @description How many restores led to its machine.
+                 */
+                generation: number;
                 id: string;
                 /** Format: int32 */
                 idle_timeout_sec: number;
@@ -759,6 +1493,8 @@ export interface components {
                 metadata: Record<string, never>;
                 name?: string | null;
                 owner_id?: string | null;
+                /** @description Since when it is paused. */
+                paused_at?: string | null;
                 persistent: boolean;
                 preview_domain?: string | null;
                 preview_url?: string | null;
@@ -773,6 +1509,8 @@ export interface components {
                 /** @description `null` for custom shapes. */
                 size?: string | null;
                 slug?: string | null;
+                /** @description The snapshot that it last came from or took. */
+                snapshot_id?: string | null;
                 stable_for_embedding: boolean;
                 started_at?: string | null;
                 /** @description `creating`, `running`, `pausing`, `paused`, `resuming`, `snapshotting`, `error`, `destroying`, `destroyed`. */
@@ -787,13 +1525,76 @@ export interface components {
                 timeout_remaining_ms?: number | null;
                 /** Format: int32 */
                 timeout_sec: number;
-                /** Format: int64 */
+                /**
+                 * Format: int64
+                 * @description Seconds that it ran in all its sessions; `null` when it never was command-ready.
+                 */
                 total_runtime_sec?: number | null;
                 url_class?: string | null;
                 url_info?: Record<string, never> | null;
                 workspace_id?: string | null;
                 workspace_name?: string | null;
                 workspace_slug?: string | null;
+            }[];
+        };
+        /** @description The envelope of a single resource, and of every list. */
+        Data_Vec_SnapshotRecord: {
+            data: {
+                comment?: string | null;
+                /** Format: int32 */
+                cpu_count: number;
+                created_at: string;
+                /** Format: int32 */
+                disk_size_mb: number;
+                /**
+                 * Format: int64
+                 * @description Of `size_bytes`, what is free again when it is deleted.
+                 */
+                exclusive_bytes: number;
+                /** @description When it is deleted by itself. */
+                expires_at?: string | null;
+                /**
+                 * Format: int64
+                 * @description How many restores led to it.
+                 */
+                generation: number;
+                /** @description What comes from it goes on where it was, instead of booting from the disk. */
+                has_memory: boolean;
+                id: string;
+                /** Format: int32 */
+                memory_mb: number;
+                metadata: Record<string, never>;
+                name?: string | null;
+                /** @description The snapshot that the sandbox had last come from or taken: its parent in the tree. */
+                parent_id?: string | null;
+                /**
+                 * Format: double
+                 * @description Milliseconds that the sandbox stood still for it; `null` when it was paused.
+                 */
+                pause_ms?: number | null;
+                resource: components["schemas"]["Resource"];
+                /** @description The sandbox of which it was taken, which may be gone. */
+                sandbox_id: string;
+                /** @description That sandbox's name then. */
+                sandbox_name?: string | null;
+                /**
+                 * Format: int64
+                 * @description Of `size_bytes`, what others need too.
+                 */
+                shared_bytes: number;
+                /** @description `null` for custom shapes. */
+                size?: string | null;
+                /**
+                 * Format: int64
+                 * @description What it needs on this host's disk, beside its template.
+                 */
+                size_bytes: number;
+                /** @description The same as `id`. */
+                snapshot_id: string;
+                /** @description `ready`. */
+                status: string;
+                template_id: string;
+                updated_at: string;
             }[];
         };
         /** @description The envelope of a single resource, and of every list. */
@@ -818,6 +1619,48 @@ export interface components {
                  */
                 size: number;
             };
+        };
+        /**
+         * @description Which snapshots to delete: `ids`, or everything of one sandbox.
+         * @example {
+         *       "ids": [
+         *         "snap_1q7x"
+         *       ]
+         *     }
+         */
+        DeleteManyBody: {
+            /** @description `true`. */
+            all?: boolean | null;
+            /** @description The same as `resource_id`. */
+            confirm?: string | null;
+            /** @description These, at most 1000. */
+            ids?: string[] | null;
+            /** @description The sandbox whose snapshots without a name are deleted; needs `all` and `confirm`. */
+            resource_id?: string | null;
+        };
+        /** @description What became of many snapshots. */
+        DeletedMany: {
+            /** @description These are gone. */
+            deleted: string[];
+            /** @description These are not. */
+            failed: components["schemas"]["BulkFailure"][];
+        };
+        /** @description A snapshot is gone. */
+        DeletedSnapshot: {
+            /**
+             * Format: int64
+             * @description Bytes that are free again.
+             */
+            freed_bytes: number;
+            /** @description Which. */
+            id: string;
+            /** @description `deleted`. */
+            status: string;
+        };
+        /** @description A sandbox that last came from a snapshot or took it. */
+        Dependent: components["schemas"]["Resource"] & {
+            /** @description Where it is in its life. */
+            state: string;
         };
         /** @description What destroy answers: enough for a client to see that the sandbox is gone. */
         DestroyedRecord: {
@@ -851,6 +1694,36 @@ export interface components {
              */
             write_bytes: number;
         };
+        /** @description What one owner takes. */
+        DiskShare: {
+            /**
+             * Format: int64
+             * @description Free again when this owner is removed.
+             */
+            exclusive_bytes: number;
+            /**
+             * Format: int64
+             * @description Needed by others too.
+             */
+            shared_bytes: number;
+        };
+        /** @description What everything takes on the disk. */
+        DiskUse: {
+            /**
+             * Format: int64
+             * @description What all of them take, at least: the exclusive parts together.
+             */
+            exclusive_bytes: number;
+            /**
+             * @description Bytes by the id of a sandbox or snapshot, or by the key of a template's prepared machine. Templates' own disks are
+             *     not in it.
+             */
+            owners: {
+                [key: string]: components["schemas"]["DiskShare"];
+            };
+        };
+        /** @description Takes no fields; any that come are ignored. */
+        EmptyBody: Record<string, never>;
         /** @description See [`ErrorEnvelope`]. */
         ErrorBody: {
             /** @description Stable, for programs, such as `SANDBOX_NOT_FOUND`. */
@@ -931,6 +1804,19 @@ export interface components {
             /** @description The command wrote more than is kept. */
             stdout_truncated?: boolean;
         };
+        /**
+         * @description What extend takes.
+         * @example {
+         *       "timeout_sec": 3600
+         *     }
+         */
+        ExtendBody: {
+            /**
+             * Format: int32
+             * @description Seconds of the session from now on, 1-86400; as before when absent.
+             */
+            timeout_sec?: number | null;
+        };
         /** @description One file, directory or link in a listing. */
         FileEntry: {
             /** @description It is a directory. */
@@ -982,6 +1868,57 @@ export interface components {
              * @description Bytes.
              */
             size_bytes: number;
+        };
+        /**
+         * @description What a fork takes; fields that are absent are as in the source.
+         * @example {
+         *       "metadata": {
+         *         "attempt": 2
+         *       },
+         *       "name": "try-2"
+         *     }
+         */
+        ForkBody: {
+            /** @description No timeout is enforced. */
+            always_on?: boolean | null;
+            /** @description Laid over the source's environment. */
+            env?: {
+                [key: string]: string;
+            } | null;
+            /** @description Stored, echoed, and a filter of the list. */
+            external_project_id?: string | null;
+            /** @description Stored, echoed, and a filter of the list. */
+            external_user_id?: string | null;
+            /** @description Stored, echoed, and a filter of the list. */
+            external_workspace_id?: string | null;
+            /** @description When the host has no room: answer `NO_READY_MACHINE`, which clients do not repeat. */
+            fail_fast?: boolean | null;
+            /**
+             * Format: int32
+             * @description Seconds of inactivity, 0 (off) to 86400.
+             */
+            idle_timeout_sec?: number | null;
+            /** @description Laid over the source's metadata. */
+            metadata?: Record<string, never> | null;
+            /** @description Unique among live sandboxes; the source's is not taken over. */
+            name?: string | null;
+            /** @description The source's environment is not taken over. */
+            no_env?: boolean | null;
+            /** @description Kept when it stops. */
+            persistent?: boolean | null;
+            /** @description A short name for URLs. */
+            slug?: string | null;
+            /** @description Fork from this snapshot, an id or a name, instead of the sandbox as it is now. */
+            snapshot_id?: string | null;
+            /** @description In place of the source's tags. */
+            tags?: string[] | null;
+            /** @description The source's template: a fork cannot have another. */
+            template_id?: string | null;
+            /**
+             * Format: int32
+             * @description Seconds of a session, 1-86400.
+             */
+            timeout_sec?: number | null;
         };
         /** @description The server answers. */
         Health: {
@@ -1074,6 +2011,62 @@ export interface components {
             /** @description In order. */
             vcpus: components["schemas"]["VcpuFigures"][];
         };
+        /**
+         * @description A name and the snapshot that it keeps; exactly one source.
+         * @example {
+         *       "name": "golden",
+         *       "snapshot_id": "snap_1q7x"
+         *     }
+         */
+        NameBody: {
+            /** @description Unique among snapshots. */
+            name: string;
+            /** @description A new snapshot of this sandbox gets it. */
+            sandbox_id?: string | null;
+            /** @description This snapshot gets the name. */
+            snapshot_id?: string | null;
+        };
+        /** @description A name was taken away. */
+        NameRemoved: {
+            /** @description The snapshot, which has no name now and stays in the history. */
+            data: components["schemas"]["SnapshotRecord"];
+            /** @description `released`. */
+            outcome: string;
+        };
+        /** @description A name that keeps a snapshot. */
+        NamedSnapshot: {
+            /** @description When the snapshot was taken. */
+            created_at: string;
+            /** @description Unique among snapshots. */
+            name: string;
+            /** @description What the snapshot was taken of. */
+            resource: components["schemas"]["Resource"];
+            /**
+             * Format: int64
+             * @description What the snapshot needs on this host's disk.
+             */
+            size_bytes: number;
+            /** @description The whole snapshot. */
+            snapshot: components["schemas"]["SnapshotRecord"];
+            /** @description The snapshot. */
+            snapshot_id: string;
+            /** @description `ready`. */
+            status: string;
+        };
+        /** @description All names. */
+        NamedSnapshots: {
+            /** @description What names cost here: nothing. */
+            allowance: components["schemas"]["Allowance"];
+            /** @description Newest first. */
+            data: components["schemas"]["NamedSnapshot"][];
+        };
+        /** @description A name and what its snapshot's dependents are. */
+        NamedWithDependents: {
+            /** @description The name. */
+            data: components["schemas"]["NamedSnapshot"];
+            /** @description Live sandboxes. */
+            dependents: components["schemas"]["Dependent"][];
+        };
         /** @description A path to look at. */
         PathBody: {
             /** @description Absolute path. */
@@ -1099,6 +2092,15 @@ export interface components {
             /** @description What. */
             path: string;
         };
+        /** @description What a snapshot was taken of. */
+        Resource: {
+            /** @description Its id. */
+            id: string;
+            /** @description Its name. */
+            name?: string | null;
+            /** @description `sandbox`. */
+            type: string;
+        };
         /** @description The shape in words that other MIOSA clients compare. */
         ResourceContract: {
             /** Format: int32 */
@@ -1113,15 +2115,129 @@ export interface components {
             vcpus: number;
             version: string;
         };
+        /**
+         * @description What resume takes.
+         * @example {
+         *       "env": {
+         *         "STAGE": "two"
+         *       }
+         *     }
+         */
+        ResumeBody: {
+            /** @description Laid over the sandbox's environment, for processes started from now on. */
+            env?: {
+                [key: string]: string;
+            } | null;
+        };
+        /**
+         * @description The answer of a run.
+         * @example {
+         *       "data": {
+         *         "boot_ms": 34,
+         *         "boot_path": "warm",
+         *         "exec": {
+         *           "duration_ms": 21,
+         *           "exit_code": 0,
+         *           "stderr": "",
+         *           "stdout": "2\n"
+         *         },
+         *         "id": "sbx_4k2p",
+         *         "state": "running",
+         *         "template_id": "miosa-sandbox"
+         *       },
+         *       "exec": {
+         *         "duration_ms": 21,
+         *         "exit_code": 0,
+         *         "stderr": "",
+         *         "stdout": "2\n"
+         *       },
+         *       "timings": {
+         *         "create_ms": 3.1,
+         *         "exec_ms": 30.2,
+         *         "server_wait_and_exec_ms": 72,
+         *         "wait_ms": 38.4
+         *       }
+         *     }
+         */
+        RunAnswer: {
+            /** @description The sandbox, which goes on running, and the command's result once more: the SDK passes on nothing else. */
+            data: components["schemas"]["RunRecord"];
+            error?: null | components["schemas"]["ErrorBody"];
+            /** @description What the command did. */
+            exec: components["schemas"]["ExecResult"];
+            /** @description Where the time went. */
+            timings: components["schemas"]["RunTimings"];
+        };
+        /**
+         * @description What a run takes: the fields of create and those of the command. For the document; see [`RunCommand`].
+         * @example {
+         *       "command": "python3 -c 'print(1+1)'",
+         *       "size": "xs",
+         *       "template_id": "miosa-sandbox"
+         *     }
+         */
+        RunBody: components["schemas"]["CreateBody"] & components["schemas"]["RunCommand"];
+        /**
+         * @description The command's part of a run; the rest of the body is that of create. Unlike with exec, `env` is the sandbox's and
+         *     `timeout_sec` its session's.
+         */
+        RunCommand: {
+            /** @description A shell line, or a program and its arguments. */
+            command: components["schemas"]["ExecCommand"];
+            /** @description Where it runs; `/workspace` when absent. `working_dir` means the same. */
+            cwd?: string | null;
+            /** @description Text for its standard input; otherwise that is empty. */
+            stdin?: string | null;
+            /** @description The same for bytes that are not text. */
+            stdin_base64?: string | null;
+            /**
+             * Format: double
+             * @description Seconds for the command, fractions too, at most 86400. Then it is killed and the exit code is 124. No limit when
+             *     absent or 0.
+             */
+            timeout?: number | null;
+            /** @description Login name or number; root when absent. */
+            user?: string | null;
+        };
+        /** @description See [`RunAnswer::data`]. */
+        RunRecord: components["schemas"]["SandboxRecord"] & {
+            /** @description What the command did. */
+            exec: components["schemas"]["ExecResult"];
+        };
+        /** @description Where a run's time went, in milliseconds by the server's clock. */
+        RunTimings: {
+            /**
+             * Format: double
+             * @description From the request to the sandbox's record.
+             */
+            create_ms: number;
+            /**
+             * Format: double
+             * @description From there to the command's end.
+             */
+            exec_ms: number;
+            /**
+             * Format: int64
+             * @description All of it.
+             */
+            server_wait_and_exec_ms: number;
+            /**
+             * Format: double
+             * @description From there to command-ready.
+             */
+            wait_ms: number;
+        };
         /** @description A sandbox as everyone sees it. */
         SandboxRecord: {
             always_on: boolean;
             /**
              * Format: int64
-             * @description From the request to command-ready.
+             * @description Milliseconds of its latest start, from the request to command-ready.
              */
             boot_ms?: number | null;
+            /** @description How it came to run: `cold` (booted), `warm` (from its template's prepared machine), `snapshot` (resume, restore, fork). */
             boot_path?: string | null;
+            /** @description `false`: a pause is whole when it is answered. */
             checkpoint_pending: boolean;
             checkpoint_phase?: string | null;
             /**
@@ -1143,6 +2259,13 @@ export interface components {
             external_project_id?: string | null;
             external_user_id?: string | null;
             external_workspace_id?: string | null;
+            /** @description The sandbox that it is a fork of. */
+            forked_from?: string | null;
+            /**
+             * Format: int64
+             * @description How many restores led to its machine.
+             */
+            generation: number;
             id: string;
             /** Format: int32 */
             idle_timeout_sec: number;
@@ -1154,6 +2277,8 @@ export interface components {
             metadata: Record<string, never>;
             name?: string | null;
             owner_id?: string | null;
+            /** @description Since when it is paused. */
+            paused_at?: string | null;
             persistent: boolean;
             preview_domain?: string | null;
             preview_url?: string | null;
@@ -1168,6 +2293,8 @@ export interface components {
             /** @description `null` for custom shapes. */
             size?: string | null;
             slug?: string | null;
+            /** @description The snapshot that it last came from or took. */
+            snapshot_id?: string | null;
             stable_for_embedding: boolean;
             started_at?: string | null;
             /** @description `creating`, `running`, `pausing`, `paused`, `resuming`, `snapshotting`, `error`, `destroying`, `destroyed`. */
@@ -1182,13 +2309,179 @@ export interface components {
             timeout_remaining_ms?: number | null;
             /** Format: int32 */
             timeout_sec: number;
-            /** Format: int64 */
+            /**
+             * Format: int64
+             * @description Seconds that it ran in all its sessions; `null` when it never was command-ready.
+             */
             total_runtime_sec?: number | null;
             url_class?: string | null;
             url_info?: Record<string, never> | null;
             workspace_id?: string | null;
             workspace_name?: string | null;
             workspace_slug?: string | null;
+        };
+        /**
+         * @description What a new snapshot may be told.
+         * @example {
+         *       "comment": "before the upgrade"
+         *     }
+         */
+        SnapshotBody: {
+            /** @description For people. */
+            comment?: string | null;
+            /**
+             * Format: int64
+             * @description Seconds until it is deleted by itself, 0 for never; as the sandbox's `metadata.snapshot_expiration_sec` says when
+             *     absent. `snapshot_expiration_sec` means the same.
+             */
+            expiration_sec?: number | null;
+            /** @description The caller's own data. */
+            metadata?: Record<string, never> | null;
+            /** @description Unique among snapshots; a snapshot with a name is kept by every retention rule. */
+            name?: string | null;
+        };
+        /** @description The snapshots of one sandbox, together. */
+        SnapshotGroup: {
+            /**
+             * Format: int64
+             * @description What is free again when all of them are deleted, at least.
+             */
+            exclusive_bytes: number;
+            /** @description When that was taken. */
+            latest_at: string;
+            /** @description The newest one. */
+            latest_snapshot_id: string;
+            /** @description When the oldest was taken. */
+            oldest_at: string;
+            /** @description The sandbox, which may be gone. */
+            resource: components["schemas"]["Resource"];
+            /** @description How many. */
+            snapshot_count: number;
+        };
+        /** @description A page of groups. */
+        SnapshotGroups: {
+            /** @description Newest activity first. */
+            data: components["schemas"]["SnapshotGroup"][];
+            /** @description How many there are on all pages. */
+            total: number;
+        };
+        /** @description A page of snapshots. */
+        SnapshotPage: {
+            /** @description Newest first. */
+            data: components["schemas"]["SnapshotRecord"][];
+            /** @description How many there are on all pages. */
+            total: number;
+        };
+        /**
+         * @description A snapshot as everyone sees it. There is none that is not ready.
+         * @example {
+         *       "comment": "before the upgrade",
+         *       "cpu_count": 1,
+         *       "created_at": "2026-01-02T03:04:05.000000Z",
+         *       "disk_size_mb": 10240,
+         *       "exclusive_bytes": 12582912,
+         *       "expires_at": null,
+         *       "generation": 1,
+         *       "has_memory": true,
+         *       "id": "snap_1q7x",
+         *       "memory_mb": 2048,
+         *       "metadata": {},
+         *       "name": null,
+         *       "parent_id": null,
+         *       "pause_ms": 41.2,
+         *       "resource": {
+         *         "id": "sbx_4k2p",
+         *         "name": "build",
+         *         "type": "sandbox"
+         *       },
+         *       "sandbox_id": "sbx_4k2p",
+         *       "sandbox_name": "build",
+         *       "shared_bytes": 37748736,
+         *       "size": "xs",
+         *       "size_bytes": 50331648,
+         *       "snapshot_id": "snap_1q7x",
+         *       "status": "ready",
+         *       "template_id": "miosa-sandbox",
+         *       "updated_at": "2026-01-02T03:04:05.000000Z"
+         *     }
+         */
+        SnapshotRecord: {
+            comment?: string | null;
+            /** Format: int32 */
+            cpu_count: number;
+            created_at: string;
+            /** Format: int32 */
+            disk_size_mb: number;
+            /**
+             * Format: int64
+             * @description Of `size_bytes`, what is free again when it is deleted.
+             */
+            exclusive_bytes: number;
+            /** @description When it is deleted by itself. */
+            expires_at?: string | null;
+            /**
+             * Format: int64
+             * @description How many restores led to it.
+             */
+            generation: number;
+            /** @description What comes from it goes on where it was, instead of booting from the disk. */
+            has_memory: boolean;
+            id: string;
+            /** Format: int32 */
+            memory_mb: number;
+            metadata: Record<string, never>;
+            name?: string | null;
+            /** @description The snapshot that the sandbox had last come from or taken: its parent in the tree. */
+            parent_id?: string | null;
+            /**
+             * Format: double
+             * @description Milliseconds that the sandbox stood still for it; `null` when it was paused.
+             */
+            pause_ms?: number | null;
+            resource: components["schemas"]["Resource"];
+            /** @description The sandbox of which it was taken, which may be gone. */
+            sandbox_id: string;
+            /** @description That sandbox's name then. */
+            sandbox_name?: string | null;
+            /**
+             * Format: int64
+             * @description Of `size_bytes`, what others need too.
+             */
+            shared_bytes: number;
+            /** @description `null` for custom shapes. */
+            size?: string | null;
+            /**
+             * Format: int64
+             * @description What it needs on this host's disk, beside its template.
+             */
+            size_bytes: number;
+            /** @description The same as `id`. */
+            snapshot_id: string;
+            /** @description `ready`. */
+            status: string;
+            template_id: string;
+            updated_at: string;
+        };
+        /**
+         * @description What to change of a snapshot; fields that are absent stay, `null` takes away.
+         * @example {
+         *       "comment": "works"
+         *     }
+         */
+        SnapshotUpdateBody: {
+            /** @description A new comment. */
+            comment?: string | null;
+            /** @description In place of the old metadata. */
+            metadata?: Record<string, never> | null;
+            /** @description A new name. */
+            name?: string | null;
+        };
+        /** @description A snapshot and what last came from it or took it. */
+        SnapshotWithDependents: {
+            /** @description The snapshot. */
+            data: components["schemas"]["SnapshotRecord"];
+            /** @description Live sandboxes; deleting the snapshot does not harm them. */
+            dependents: components["schemas"]["Dependent"][];
         };
         /** @description What this server is and grants. */
         SystemInfo: {
@@ -1198,6 +2491,21 @@ export interface components {
             limits: components["schemas"]["LimitsInfo"];
             /** @description The server's version. */
             version: string;
+        };
+        /** @description Tags as a list, or in one text. */
+        TagList: string[] | string;
+        /**
+         * @description A sandbox's tags.
+         * @example {
+         *       "tags": [
+         *         "ci",
+         *         "nightly"
+         *       ]
+         *     }
+         */
+        Tags: {
+            /** @description All of them. */
+            tags: string[];
         };
         /** @description All templates. */
         TemplateList: {
@@ -1249,6 +2557,44 @@ export interface components {
             /** @description Changes whenever the template's files do. */
             version: string;
             workdir: string;
+        };
+        /**
+         * @description What to change of a sandbox. Fields that are absent stay; fields that are not listed are ignored.
+         * @example {
+         *       "metadata": {
+         *         "old": null,
+         *         "team": "core"
+         *       },
+         *       "name": "build",
+         *       "timeout_sec": 3600
+         *     }
+         */
+        UpdateBody: {
+            /** @description No timeout is enforced. */
+            always_on?: boolean | null;
+            /**
+             * Format: int32
+             * @description Seconds of inactivity, 0 (off) to 86400.
+             */
+            idle_timeout_sec?: number | null;
+            /**
+             * @description Laid over the metadata; `null` removes a key. `miosa_persistent`, `keep_last_snapshots` and
+             *     `snapshot_expiration_sec` have their effect.
+             */
+            metadata?: Record<string, never> | null;
+            /** @description A new name; `null` takes it away. */
+            name?: string | null;
+            /** @description Kept when it stops. */
+            persistent?: boolean | null;
+            /** @description A new slug; `null` takes it away. */
+            slug?: string | null;
+            /** @description In place of the old tags. */
+            tags?: string[] | null;
+            /**
+             * Format: int32
+             * @description Seconds of a session, 1-86400.
+             */
+            timeout_sec?: number | null;
         };
         /** @description One vCPU. */
         VcpuFigures: {
@@ -1321,6 +2667,102 @@ export interface components {
 }
 export type $defs = Record<string, never>;
 export interface operations {
+    destroy_sandboxes: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["BulkBody"];
+            };
+        };
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_BulkOutcome"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    pause_sandboxes: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["BulkBody"];
+            };
+        };
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_BulkOutcome"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    resume_sandboxes: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["BulkBody"];
+            };
+        };
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_BulkOutcome"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
     get_health: {
         parameters: {
             query?: never;
@@ -1336,6 +2778,175 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["Health"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    list_named_snapshots: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["NamedSnapshots"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    create_named_snapshot: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["NameBody"];
+            };
+        };
+        responses: {
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_NamedSnapshot"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    get_named_snapshot: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The name, percent-encoded */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["NamedWithDependents"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    delete_named_snapshot: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The name, percent-encoded */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["NameRemoved"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    deploy_named_snapshot: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description The same key within 24 h names the same fork */
+                "Idempotency-Key"?: string | null;
+            };
+            path: {
+                /** @description The name, percent-encoded */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ForkBody"];
+            };
+        };
+        responses: {
+            /** @description Replayed */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_SandboxRecord"];
+                };
+            };
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_SandboxRecord"];
                 };
             };
             /** @description Refused or failed; `error.code` says why */
@@ -1387,6 +2998,40 @@ export interface operations {
             cookie?: never;
         };
         requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_TemplateRecord"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    warm_template: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["CreateBody"];
+            };
+        };
         responses: {
             200: {
                 headers: {
@@ -1525,6 +3170,38 @@ export interface operations {
             };
         };
     };
+    run_sandbox: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["RunBody"];
+            };
+        };
+        responses: {
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["RunAnswer"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
     get_sandbox: {
         parameters: {
             query?: never;
@@ -1572,6 +3249,40 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["Data_DestroyedRecord"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    update_sandbox: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["UpdateBody"];
+            };
+        };
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_SandboxRecord"];
                 };
             };
             /** @description Refused or failed; `error.code` says why */
@@ -1640,6 +3351,40 @@ export interface operations {
                 };
                 content: {
                     "text/event-stream": components["schemas"]["LineData"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    extend_sandbox: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ExtendBody"];
+            };
+        };
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_SandboxRecord"];
                 };
             };
             /** @description Refused or failed; `error.code` says why */
@@ -1961,6 +3706,52 @@ export interface operations {
             };
         };
     };
+    fork_sandbox: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description The same key within 24 h names the same fork */
+                "Idempotency-Key"?: string | null;
+            };
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ForkBody"];
+            };
+        };
+        responses: {
+            /** @description Replayed */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_SandboxRecord"];
+                };
+            };
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_SandboxRecord"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
     download_file: {
         parameters: {
             query?: {
@@ -2129,6 +3920,41 @@ export interface operations {
             };
         };
     };
+    pause_sandbox: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["EmptyBody"];
+            };
+        };
+        responses: {
+            /** @description Paused */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_SandboxRecord"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
     get_readiness: {
         parameters: {
             query?: never;
@@ -2189,6 +4015,207 @@ export interface operations {
             };
         };
     };
+    restore_snapshot: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+                /** @description The snapshot's id or name */
+                sid: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["EmptyBody"];
+            };
+        };
+        responses: {
+            /** @description Running */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_SandboxRecord"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    resume_sandbox: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ResumeBody"];
+            };
+        };
+        responses: {
+            /** @description Running */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_SandboxRecord"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    create_snapshot_legacy: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["SnapshotBody"];
+            };
+        };
+        responses: {
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_SnapshotRecord"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    list_snapshots: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_Vec_SnapshotRecord"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    create_snapshot: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["SnapshotBody"];
+            };
+        };
+        responses: {
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_SnapshotRecord"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    delete_snapshot: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+                /** @description The snapshot's id or name */
+                sid: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description It is gone */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
     get_stats: {
         parameters: {
             query?: never;
@@ -2219,6 +4246,391 @@ export interface operations {
             };
         };
     };
+    stop_sandbox: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["EmptyBody"];
+            };
+        };
+        responses: {
+            /** @description `paused` or `destroyed` */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_SandboxRecord"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    set_tags: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["Tags"];
+            };
+        };
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_Tags"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    list_history: {
+        parameters: {
+            query?: {
+                /** @description Snapshots of this sandbox only. */
+                resource_id?: string;
+                /** @description Part of an id, a name, a comment or the sandbox's name. */
+                q?: string;
+                /** @description `true`: also snapshots that a name keeps. */
+                include_named?: string;
+                /** @description Entries of the page: 50 when absent, at most 200. */
+                limit?: string;
+                /** @description Entries to skip. */
+                offset?: string;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SnapshotPage"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    delete_snapshots: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["DeleteManyBody"];
+            };
+        };
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_DeletedMany"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    list_history_groups: {
+        parameters: {
+            query?: {
+                /** @description Snapshots of this sandbox only. */
+                resource_id?: string;
+                /** @description Part of an id, a name, a comment or the sandbox's name. */
+                q?: string;
+                /** @description `true`: also snapshots that a name keeps. */
+                include_named?: string;
+                /** @description Entries of the page: 50 when absent, at most 200. */
+                limit?: string;
+                /** @description Entries to skip. */
+                offset?: string;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SnapshotGroups"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    get_snapshot: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SnapshotWithDependents"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    delete_snapshot_by_id: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_DeletedSnapshot"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    update_snapshot: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["SnapshotUpdateBody"];
+            };
+        };
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_SnapshotRecord"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    download_snapshot_file: {
+        parameters: {
+            query?: {
+                /** @description Absolute path of the file. */
+                path?: string;
+            };
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/octet-stream": number[];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    fork_snapshot: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description The same key within 24 h names the same fork */
+                "Idempotency-Key"?: string | null;
+            };
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ForkBody"];
+            };
+        };
+        responses: {
+            /** @description Replayed */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_SandboxRecord"];
+                };
+            };
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_SandboxRecord"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    list_snapshot_files: {
+        parameters: {
+            query?: {
+                /** @description The directory; `/` when absent. */
+                path?: string;
+            };
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_Listing"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
     get_system: {
         parameters: {
             query?: never;
@@ -2234,6 +4646,34 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["Data_SystemInfo"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    get_disk_use: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_DiskUse"];
                 };
             };
             /** @description Refused or failed; `error.code` says why */
