@@ -1,30 +1,42 @@
 //! `cove bench`: figures of a running server, by the same road that every client takes.
 //!
-//! `exec` runs `true` over and over in one machine of one vCPU and asks the machine's own counters before and after each
-//! call. Of the call's time, the guest's share is the processor time of the vCPU's thread without its handling of exits;
-//! the rest is the host's: API, engine, vmm, and the guest's waiting for them. Time in `KVM_RUN` alone would not tell: an
-//! idle guest waits inside it. `boot` makes sandboxes and destroys them.
+//! Each operation is measured from the request to its whole answer, by workers that each do one after the other. The
+//! template is made warm first, and each worker warms up; neither is measured. What the bench made has a tag of its own
+//! and is destroyed on every way out.
+//!
+//! What of it is the *host's* share: the machine's own counters say how long its vCPU ran the guest (processor time of
+//! the vCPU's thread without its handling of exits); the rest is API, engine, vmm, and waiting. Time in `KVM_RUN` alone
+//! would not tell: an idle guest waits inside it. `report` says for each operation what was taken from what.
 
 mod figures;
+mod op;
+mod report;
+mod worker;
 
-use std::io::{self, Write};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::json;
+use tokio::task::JoinSet;
 
-use crate::client::{Client, ConnectionArgs, CreateRequest};
+use crate::client::{Client, ClientError, ConnectionArgs, CreateRequest};
 use crate::exec::Interrupts;
-use crate::run::ready;
-use figures::{Figures, milliseconds};
+use op::Op;
+use report::Report;
+use worker::{Sample, Worker};
 
-/// Calls before the measured ones: caches fill, lazy pages come in.
-const WARM_UP_CALLS: usize = 3;
-
-/// Most calls or boots of one run.
+/// Most operations of one run.
 const COUNT_MAX: u64 = 10_000;
+
+/// Most workers.
+const CONCURRENCY_MAX: u64 = 256;
+
+/// Most MiB that a worker's sandbox is told to change.
+const DIRTY_MIB_MAX: u32 = 16_384;
 
 /// Arguments of `cove bench`.
 #[derive(clap::Args)]
@@ -35,185 +47,191 @@ pub struct Args {
 
 #[derive(clap::Subcommand)]
 enum What {
-    /// `true` in a sandbox, through the API
-    Exec(ExecArgs),
     /// From create to command-ready
-    Boot(BootArgs),
+    #[command(alias = "boot")]
+    Create(Common),
+    /// Create, wait and `echo 2` in one call (xs unless another machine is asked for)
+    Run(Common),
+    /// `true` in a running sandbox
+    Exec(ExecArgs),
+    /// From resume to command-ready, of a paused sandbox
+    #[command(alias = "resume")]
+    Restore(DirtyArgs),
+    /// From fork to a command-ready child
+    Fork(ForkArgs),
+    /// A snapshot of a running sandbox
+    Snapshot(DirtyArgs),
+    /// Pause of a running sandbox
+    Pause(DirtyArgs),
 }
 
-#[derive(clap::Args)]
-struct ExecArgs {
-    /// How many calls are measured
-    #[arg(long, short = 'n', default_value_t = 30, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..=COUNT_MAX))]
+/// What every measurement has.
+#[derive(Clone, clap::Args)]
+struct Common {
+    /// How many operations are measured
+    #[arg(short = 'n', long = "n", default_value_t = 30, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..=COUNT_MAX))]
     n: u64,
-    /// Measure in this sandbox instead of a fresh one
+    /// How many are under way at a time
+    #[arg(long, short = 'c', default_value_t = 1, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..=CONCURRENCY_MAX))]
+    concurrency: u64,
+    /// The machines' size instead of 1 vCPU, 512 MiB, 4 GiB of disk: xs, small, medium, large or xl
+    #[arg(long, value_name = "SIZE", value_parser = ["xs", "small", "medium", "large", "xl"])]
+    size: Option<String>,
+    /// Print the figures as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, clap::Args)]
+struct ExecArgs {
+    #[command(flatten)]
+    common: Common,
+    /// Measure in this sandbox instead of fresh ones
     #[arg(long, value_name = "SANDBOX")]
     sandbox: Option<String>,
     /// Send `true` as a list of words, or as a shell line as the SDK does
     #[arg(long, value_enum, default_value_t = Form::Shell)]
     form: Form,
-    /// Print the figures as JSON
-    #[arg(long)]
-    json: bool,
 }
 
-#[derive(clap::Args)]
-struct BootArgs {
-    /// How many sandboxes are made, one after the other
-    #[arg(long, short = 'n', default_value_t = 3, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..=COUNT_MAX))]
-    n: u64,
-    /// Print the figures as JSON
-    #[arg(long)]
-    json: bool,
+#[derive(Clone, clap::Args)]
+struct DirtyArgs {
+    #[command(flatten)]
+    common: Common,
+    /// Change this many MiB of the sandbox's memory before each operation
+    #[arg(long, default_value_t = 0, value_name = "MIB", value_parser = clap::value_parser!(u32).range(0..=i64::from(DIRTY_MIB_MAX)))]
+    dirty: u32,
 }
 
-#[derive(Clone, Copy, ValueEnum, Serialize)]
+#[derive(Clone, clap::Args)]
+struct ForkArgs {
+    #[command(flatten)]
+    dirty: DirtyArgs,
+    /// Fork the running sandbox itself, instead of a snapshot of it
+    #[arg(long)]
+    live: bool,
+}
+
+/// How a command is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
-enum Form {
+pub enum Form {
+    /// A list of words.
     Argv,
+    /// A line for the shell.
     Shell,
 }
 
-/// Runs `cove bench`. What it made is destroyed on every way out.
+impl What {
+    fn into_plan(self) -> (Op, Common) {
+        match self {
+            What::Create(common) => (Op::Create, common),
+            What::Run(common) => (Op::Run, common),
+            What::Exec(args) => (Op::Exec { form: args.form, sandbox: args.sandbox }, args.common),
+            What::Restore(args) => (Op::Restore { dirty_mib: args.dirty }, args.common),
+            What::Fork(args) => (Op::Fork { live: args.live, dirty_mib: args.dirty.dirty }, args.dirty.common),
+            What::Snapshot(args) => (Op::Snapshot { dirty_mib: args.dirty }, args.common),
+            What::Pause(args) => (Op::Pause { dirty_mib: args.dirty }, args.common),
+        }
+    }
+}
+
+/// What is measured, and with what.
+struct Plan {
+    op: Op,
+    n: u64,
+    concurrency: u64,
+    machine: CreateRequest,
+    tag: String,
+}
+
+/// Runs `cove bench`. Gives 1 when nothing succeeded.
 pub async fn run(args: Args, connection: &ConnectionArgs) -> Result<u8> {
     let client = Client::connect(connection)?;
-    match args.what {
-        What::Exec(args) => exec(&client, &args).await,
-        What::Boot(args) => boot(&client, &args).await,
+    let (mut op, common) = args.what.into_plan();
+    if let Op::Exec { sandbox: Some(text), .. } = &mut op {
+        *text = client.resolve(text).await?.id;
     }
-}
-
-/// What one call cost.
-struct Call {
-    wall: Duration,
-    /// From the command's start to its end, by the guest's clock.
-    command: Duration,
-    /// Of `wall`, what the vCPU was not running the guest.
-    host: Duration,
-    /// Of `host`, the vmm's handling of exits.
-    exits: Duration,
-}
-
-async fn exec(client: &Client, args: &ExecArgs) -> Result<u8> {
-    let (id, own) = match &args.sandbox {
-        Some(text) => (client.resolve(text).await?.id, false),
-        None => (make(client).await?, true),
-    };
-    let measured = interruptible(measure_exec(client, &id, args)).await;
-    if own {
-        client.destroy(&id).await?;
+    let tag = tag();
+    let machine = machine(&op, common.size.as_deref(), &tag);
+    let plan = Arc::new(Plan { op, n: common.n, concurrency: common.concurrency.min(common.n), machine, tag });
+    let measured = interruptible(measure(&client, &plan)).await;
+    let cleaned = client.destroy_tagged(&plan.tag).await;
+    let report = measured?;
+    let left = cleaned.context("What the bench made cannot be destroyed")?;
+    if left["failed"].as_array().is_some_and(|failed| !failed.is_empty()) {
+        bail!("Sandboxes of this bench are left: {}", left["failed"]);
     }
-    let calls = measured?;
-    let column = |of: fn(&Call) -> Duration| Figures::of(calls.iter().map(of));
-    let (wall, command, host, exits) =
-        (column(|call| call.wall), column(|call| call.command), column(|call| call.host), column(|call| call.exits));
-    if args.json {
-        return print_json(&json!({
-            "bench": "exec", "command": "true", "form": args.form, "n": args.n, "sandbox_id": id,
-            "p50_ms": wall.p50_ms, "p95_ms": wall.p95_ms, "min_ms": wall.min_ms, "max_ms": wall.max_ms,
-            "guest_command_ms": command, "host_outside_kvm_run_ms": host, "vmm_exit_handling_ms": exits,
-        }));
-    }
-    let rows = [
-        ("wall", wall),
-        ("command, by the guest's clock", command),
-        ("host, outside the guest", host),
-        ("  of it exits", exits),
-    ];
-    print_table(&format!("exec true ({} calls)", args.n), &rows)
+    report.print(common.json)?;
+    Ok(u8::from(report.successes() == 0))
 }
 
-async fn measure_exec(client: &Client, id: &str, args: &ExecArgs) -> Result<Vec<Call>> {
-    let command = match args.form {
-        Form::Argv => json!(["true"]),
-        Form::Shell => json!("true"),
-    };
-    let mut calls = Vec::new();
-    for round in 0..WARM_UP_CALLS + args.n as usize {
-        let before = counters(client, id).await?;
-        let began = Instant::now();
-        let result = client.exec_value(id, &json!({ "command": command })).await?;
-        let wall = began.elapsed();
-        let after = counters(client, id).await?;
-        if result.get("exit_code") != Some(&Value::from(0)) {
-            bail!("`true` did not end with 0: {result}");
-        }
-        if round >= WARM_UP_CALLS {
-            let command = result.get("duration_ms").and_then(Value::as_u64).unwrap_or_default();
-            calls.push(Call {
-                wall,
-                command: Duration::from_millis(command),
-                host: wall.saturating_sub(after.guest().saturating_sub(before.guest())),
-                exits: after.exits.saturating_sub(before.exits),
-            });
-        }
-    }
-    Ok(calls)
+/// A tag that nobody else has.
+fn tag() -> String {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    format!("cove-bench-{}-{}", std::process::id(), since.as_micros())
 }
 
-/// The machine's own counters, of the vCPU that ran most.
-struct Counters {
-    cpu: Duration,
-    exits: Duration,
-}
-
-impl Counters {
-    /// Time in which the guest ran.
-    fn guest(&self) -> Duration {
-        self.cpu.saturating_sub(self.exits)
-    }
-}
-
-async fn counters(client: &Client, id: &str) -> Result<Counters> {
-    let stats = client.sandbox_value(id, "stats", &[]).await?;
-    let vcpus = stats.get("vcpus").and_then(Value::as_array).context("The machine's figures tell nothing of vCPUs")?;
-    let micros =
-        |vcpu: &Value, name: &str| Duration::from_micros(vcpu.get(name).and_then(Value::as_u64).unwrap_or_default());
-    let busiest = vcpus.iter().max_by_key(|vcpu| micros(vcpu, "cpu_us")).context("The machine has no vCPU")?;
-    Ok(Counters { cpu: micros(busiest, "cpu_us"), exits: micros(busiest, "exit_us") })
-}
-
-async fn boot(client: &Client, args: &BootArgs) -> Result<u8> {
-    let (wall, boot) = interruptible(measure_boot(client, args.n)).await?;
-    if args.json {
-        return print_json(&json!({
-            "bench": "boot", "n": args.n, "create_to_ready_ms": wall, "boot_ms": boot,
-        }));
-    }
-    print_table(&format!("boot ({} sandboxes)", args.n), &[("create to ready", wall), ("boot_ms of the record", boot)])
-}
-
-async fn measure_boot(client: &Client, n: u64) -> Result<(Figures, Figures)> {
-    let (mut walls, mut boots) = (Vec::new(), Vec::new());
-    for _ in 0..n {
-        let began = Instant::now();
-        let id = make(client).await?;
-        walls.push(began.elapsed());
-        let record = client.get(&id).await;
-        client.destroy(&id).await?;
-        boots.push(Duration::from_millis(record?.boot_ms.context("The record has no boot_ms")?));
-    }
-    Ok((Figures::of(walls), Figures::of(boots)))
-}
-
-/// A small machine of one vCPU, command-ready; destroyed when it does not get there.
-async fn make(client: &Client) -> Result<String> {
-    let wanted = CreateRequest {
-        cpu_count: Some(1),
-        memory_mb: Some(512),
-        disk_size_mb: Some(4096),
-        persistent: Some(false),
+fn machine(op: &Op, size: Option<&str>, tag: &str) -> CreateRequest {
+    let size = size.or_else(|| matches!(op, Op::Run).then_some("xs")).map(str::to_owned);
+    let small = |figure| size.is_none().then_some(figure);
+    CreateRequest {
+        cpu_count: small(1),
+        memory_mb: small(512),
+        disk_size_mb: small(4096),
+        persistent: Some(op.needs_persistence()),
         timeout_sec: Some(3600),
+        tags: vec![tag.to_owned()],
+        size,
         ..CreateRequest::default()
-    };
-    let id = client.create(&wanted).await?.id;
-    match interruptible(ready(client, &id)).await {
-        Ok(_) => Ok(id),
-        Err(error) => {
-            client.destroy(&id).await?;
-            Err(error)
-        }
     }
+}
+
+async fn measure(client: &Client, plan: &Arc<Plan>) -> Result<Report> {
+    let host = client.system().await?["host"].clone();
+    warm(client, plan).await?;
+    let mut workers = Vec::new();
+    for _ in 0..plan.concurrency {
+        workers.push(Worker::ready(client.clone(), Arc::clone(plan)).await?);
+    }
+    let taken = Arc::new(AtomicU64::new(0));
+    let began = Instant::now();
+    let mut tasks = JoinSet::new();
+    for mut worker in workers {
+        let (taken, n) = (Arc::clone(&taken), plan.n);
+        tasks.spawn(async move {
+            let mut outcomes: Vec<Result<Sample, ClientError>> = Vec::new();
+            while taken.fetch_add(1, Ordering::Relaxed) < n {
+                outcomes.push(worker.round().await);
+            }
+            (worker, outcomes)
+        });
+    }
+    let mut outcomes = Vec::new();
+    let mut workers = Vec::new();
+    while let Some(done) = tasks.join_next().await {
+        let (worker, mut part) = done.context("A worker of the bench broke")?;
+        workers.push(worker);
+        outcomes.append(&mut part);
+    }
+    let total = began.elapsed();
+    for worker in workers {
+        worker.end().await?;
+    }
+    Ok(Report::of(plan, host, total, outcomes))
+}
+
+/// Makes the template's machine for this shape, so that what is measured is the usual case.
+async fn warm(client: &Client, plan: &Plan) -> Result<()> {
+    if matches!(&plan.op, Op::Exec { sandbox: Some(_), .. }) {
+        return Ok(());
+    }
+    let shape = json!({
+        "size": plan.machine.size, "cpu_count": plan.machine.cpu_count, "memory_mb": plan.machine.memory_mb,
+        "disk_size_mb": plan.machine.disk_size_mb,
+    });
+    let template = client.default_template().await?;
+    client.warm_template(&template, &shape).await.context("The template cannot be made warm")
 }
 
 /// `work`, or an error when an interrupt comes first.
@@ -223,22 +241,4 @@ async fn interruptible<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
         result = work => result,
         _ = interrupts.next() => bail!("Interrupted"),
     }
-}
-
-fn print_json(figures: &Value) -> Result<u8> {
-    let mut out = io::stdout().lock();
-    serde_json::to_writer_pretty(&mut out, figures).context("Cannot print the figures")?;
-    writeln!(out).context("Cannot print the figures")?;
-    Ok(0)
-}
-
-fn print_table(title: &str, rows: &[(&str, Figures)]) -> Result<u8> {
-    let mut text = format!("{title:<32} {:>9} {:>9} {:>9} {:>9}\n", "p50", "p95", "min", "max");
-    for (name, figures) in rows {
-        let Figures { p50_ms, p95_ms, min_ms, max_ms } = figures;
-        let cells = [p50_ms, p95_ms, min_ms, max_ms].map(|value| format!("{:>9}", milliseconds(*value)));
-        text.push_str(&format!("{name:<32} {}\n", cells.join(" ")));
-    }
-    io::stdout().lock().write_all(text.as_bytes()).context("Cannot print the figures")?;
-    Ok(0)
 }

@@ -5,8 +5,10 @@
 
 mod errors;
 mod files;
+mod life;
 pub mod local;
 mod records;
+mod snapshots;
 mod streams;
 
 use std::env;
@@ -21,6 +23,9 @@ use serde_json::Value;
 pub use errors::ClientError;
 pub use files::FileEntry;
 pub use records::{CreateRequest, Sandbox, find};
+#[cfg(test)]
+pub use snapshots::tests as tests_of_snapshots;
+pub use snapshots::{ForkRequest, ForkSource, Snapshot};
 pub use streams::{ExecEvent, ExecRequest, ExecStream};
 
 /// A server that has not answered to a connection by then is not there.
@@ -130,9 +135,21 @@ impl Client {
     async fn data<T: DeserializeOwned>(&self, what: &'static str, request: RequestBuilder) -> Result<T, ClientError> {
         let response = self.send(request).await?;
         let body = response.bytes().await.map_err(|source| ClientError::Interrupted { what, source })?;
-        let envelope: Envelope<T> =
-            serde_json::from_slice(&body).map_err(|source| ClientError::Malformed { what, source })?;
-        Ok(envelope.data)
+        match serde_json::from_slice::<Envelope<T>>(&body) {
+            Ok(envelope) => Ok(envelope.data),
+            Err(source) => Err(ClientError::late(&body).unwrap_or(ClientError::Malformed { what, source })),
+        }
+    }
+
+    /// Sends a request and reads its answer as it is, for those that have more than `data`.
+    async fn whole(&self, what: &'static str, request: RequestBuilder) -> Result<Value, ClientError> {
+        let response = self.send(request).await?;
+        let body = response.bytes().await.map_err(|source| ClientError::Interrupted { what, source })?;
+        let answer: Value = serde_json::from_slice(&body).map_err(|source| ClientError::Malformed { what, source })?;
+        match answer.get("error") {
+            Some(Value::Object(_)) => Err(ClientError::late(&body).unwrap_or(ClientError::NoExit)),
+            _ => Ok(answer),
+        }
     }
 
     /// A GET for `data` below a sandbox, for the routes whose answer is shown as it is.

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use crate::client::{Client, ConnectionArgs};
-use crate::ls::printable;
+use crate::text::printable;
 
 /// Arguments of `cove logs`.
 #[derive(clap::Args)]

@@ -10,6 +10,7 @@
 
 mod client;
 mod sse;
+mod text;
 
 mod serve;
 
@@ -20,6 +21,12 @@ mod cp;
 mod logs;
 mod ls;
 mod rm;
+
+mod fork;
+mod life;
+mod restore;
+mod snapshot;
+mod tree;
 
 mod bench;
 mod demo;
@@ -54,6 +61,22 @@ enum Command {
     Ls(ls::Args),
     /// Destroy sandboxes.
     Rm(rm::Args),
+    /// Pause sandboxes: memory and disk are kept, the processor is free
+    Pause(life::Args),
+    /// Let paused sandboxes go on where they were
+    Resume(life::ResumeArgs),
+    /// End the session of sandboxes: persistent ones are paused, others destroyed
+    Stop(life::Args),
+    /// Start the session clock of sandboxes anew
+    Extend(life::ExtendArgs),
+    /// Take, list, delete and name snapshots
+    Snapshot(snapshot::Args),
+    /// Put a sandbox back to where a snapshot was
+    Restore(restore::Args),
+    /// Make new sandboxes that go on from a sandbox or a snapshot
+    Fork(fork::Args),
+    /// Draw which snapshots and sandboxes came from which
+    Tree(tree::Args),
     /// Copy files into and out of a sandbox.
     Cp(cp::Args),
     /// Show a sandbox's console.
@@ -76,6 +99,14 @@ async fn main() -> ExitCode {
         Command::Exec(args) => exec::run(args, &connection).await,
         Command::Ls(args) => ls::run(args, &connection).await,
         Command::Rm(args) => rm::run(args, &connection).await,
+        Command::Pause(args) => life::pause(args, &connection).await,
+        Command::Resume(args) => life::resume(args, &connection).await,
+        Command::Stop(args) => life::stop(args, &connection).await,
+        Command::Extend(args) => life::extend(args, &connection).await,
+        Command::Snapshot(args) => snapshot::run(args, &connection).await,
+        Command::Restore(args) => restore::run(args, &connection).await,
+        Command::Fork(args) => fork::run(args, &connection).await,
+        Command::Tree(args) => tree::run(args, &connection).await,
         Command::Cp(args) => cp::run(args, &connection).await,
         Command::Logs(args) => logs::run(args, &connection).await,
         Command::Doctor(args) => doctor::run(args, &connection).await,

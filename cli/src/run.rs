@@ -86,6 +86,7 @@ impl Args {
             env: self.sandbox_env.iter().cloned().collect(),
             persistent: (!self.keep).then_some(false),
             timeout_sec: Some(SESSION_SECONDS),
+            tags: Vec::new(),
         }
     }
 }

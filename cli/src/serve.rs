@@ -21,6 +21,9 @@ use log::LogFormat;
 /// Where the server listens when nothing else is said.
 pub const PORT_DEFAULT: u16 = 7333;
 
+/// Most machines that wait.
+const WARM_MAX: usize = 64;
+
 /// Arguments of `cove serve`.
 #[derive(clap::Args)]
 pub struct Args {
@@ -30,6 +33,10 @@ pub struct Args {
     /// The guest image's directory
     #[arg(long, value_name = "DIR", env = "COVE_GUEST_DIR")]
     guest_dir: Option<PathBuf>,
+    /// Keep this many machines of the default template and size waiting for creates, restored and paused; each takes some
+    /// memory
+    #[arg(long, value_name = "COUNT", default_value_t = 0, env = "COVE_WARM", value_parser = warm_count)]
+    warm: usize,
     /// How log lines are written to standard error; COVE_LOG says which (such as `debug` or `info,cove_engine=trace`)
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
@@ -45,8 +52,12 @@ pub async fn run(args: Args, connection: &ConnectionArgs) -> Result<u8> {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, args.port));
     // Bound early to fail early; but who holds the data directory says more than who holds the port, so that comes first.
     let listener = TcpListener::bind(address).await;
-    let config =
-        EngineConfig { data_dir: Some(data_dir.clone()), guest_dir: args.guest_dir, ..EngineConfig::default() };
+    let config = EngineConfig {
+        data_dir: Some(data_dir.clone()),
+        guest_dir: args.guest_dir,
+        warm_pool: args.warm,
+        ..EngineConfig::default()
+    };
     let engine = tokio::select! {
         engine = Engine::start(config) => engine.context("Cannot start")?,
         code = interrupts.next() => return Ok(code),
@@ -86,6 +97,14 @@ pub async fn run(args: Args, connection: &ConnectionArgs) -> Result<u8> {
             tracing::warn!("second signal: ending at once");
             Ok(code)
         }
+    }
+}
+
+/// A number of waiting machines, at most [`WARM_MAX`].
+fn warm_count(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(count) if count <= WARM_MAX => Ok(count),
+        _ => Err(format!("'{text}' is not a whole number from 0 to {WARM_MAX}")),
     }
 }
 

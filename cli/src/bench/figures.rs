@@ -11,6 +11,8 @@ pub struct Figures {
     pub p50_ms: f64,
     /// Nineteen of twenty values are not above it.
     pub p95_ms: f64,
+    /// Ninety-nine of a hundred values are not above it.
+    pub p99_ms: f64,
     /// The smallest.
     pub min_ms: f64,
     /// The largest.
@@ -25,7 +27,8 @@ impl Figures {
         let (Some(min_ms), Some(max_ms)) = (values.first().copied(), values.last().copied()) else {
             return Self::default();
         };
-        Self { p50_ms: nearest_rank(&values, 50), p95_ms: nearest_rank(&values, 95), min_ms, max_ms }
+        let [p50_ms, p95_ms, p99_ms] = [50, 95, 99].map(|percent| nearest_rank(&values, percent));
+        Self { p50_ms, p95_ms, p99_ms, min_ms, max_ms }
     }
 }
 
@@ -53,8 +56,8 @@ mod tests {
     fn percentiles_are_values_that_were_measured() {
         let of = |values: &[u64]| Figures::of(values.iter().map(|value| Duration::from_millis(*value)));
         let ten = of(&[10, 9, 8, 7, 6, 5, 4, 3, 2, 1]);
-        assert_eq!(ten, Figures { p50_ms: 5.0, p95_ms: 10.0, min_ms: 1.0, max_ms: 10.0 });
-        assert_eq!(of(&[7]), Figures { p50_ms: 7.0, p95_ms: 7.0, min_ms: 7.0, max_ms: 7.0 });
+        assert_eq!(ten, Figures { p50_ms: 5.0, p95_ms: 10.0, p99_ms: 10.0, min_ms: 1.0, max_ms: 10.0 });
+        assert_eq!(of(&[7]), Figures { p50_ms: 7.0, p95_ms: 7.0, p99_ms: 7.0, min_ms: 7.0, max_ms: 7.0 });
         assert_eq!(of(&[]), Figures::default());
     }
 }

@@ -91,9 +91,33 @@ pub enum ClientError {
         /// Its sentence.
         message: String,
     },
+    /// The answer is well formed and still not what should have come.
+    #[error("{what} ended otherwise than it should: {found}")]
+    Unexpected {
+        /// What was asked for.
+        what: &'static str,
+        /// What came.
+        found: String,
+    },
     /// No sandbox has this id, name or prefix.
     #[error("No sandbox has the id, the name or the unique id prefix '{0}'")]
     NoSuchSandbox(String),
+    /// No snapshot has this id, name or prefix.
+    #[error("No snapshot has the id, the name or the unique id prefix '{0}'")]
+    NoSuchSnapshot(String),
+    /// Neither a sandbox nor a snapshot has.
+    #[error("No sandbox and no snapshot has the id, the name or the unique id prefix '{0}'")]
+    NoSuchSource(String),
+    /// Several have.
+    #[error("'{text}' begins the ids of {count} snapshots: {ids}")]
+    AmbiguousSnapshot {
+        /// What was given.
+        text: String,
+        /// How many it fits.
+        count: usize,
+        /// Which, the first few.
+        ids: String,
+    },
     /// Several have.
     #[error("'{text}' begins the ids of {count} sandboxes: {ids}")]
     AmbiguousSandbox {
@@ -143,6 +167,28 @@ impl ClientError {
                 ClientError::Refused { status, code: status.to_string(), message: text }
             }
         }
+    }
+
+    /// The error that an answer tells which had begun with success.
+    pub fn late(body: &[u8]) -> Option<Self> {
+        let Body { error } = serde_json::from_slice(body).ok()?;
+        Some(ClientError::Refused { status: StatusCode::OK, code: error.code, message: error.message })
+    }
+
+    /// The API's stable code, or a word for what happened on the way.
+    pub fn code(&self) -> &str {
+        match self {
+            ClientError::Refused { code, .. } => code,
+            ClientError::Unreachable { .. } => "UNREACHABLE",
+            ClientError::Interrupted { .. } => "BROKEN_OFF",
+            _ => "CLIENT",
+        }
+    }
+
+    /// The server had no room: it said no, and is none the worse.
+    pub fn is_rejection(&self) -> bool {
+        matches!(self, ClientError::Refused { status, .. }
+            if [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS].contains(status))
     }
 
     /// The server knows no such thing.

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::{Client, ClientError};
 
 /// How many ids an ambiguity error lists.
-const IDS_SHOWN_MAX: usize = 5;
+pub(super) const IDS_SHOWN_MAX: usize = 5;
 
 /// The parts of a sandbox record that this program uses.
 #[derive(Clone, Debug, Deserialize)]
@@ -28,8 +28,14 @@ pub struct Sandbox {
     pub memory_mb: u64,
     /// Disk in MiB.
     pub disk_size_mb: u64,
-    /// Milliseconds from create to command-ready.
+    /// Milliseconds of its latest start, from the request to command-ready.
     pub boot_ms: Option<u64>,
+    /// How that came about: `cold`, `warm` or `snapshot`.
+    #[serde(default)]
+    pub boot_path: Option<String>,
+    /// The snapshot that it last came from or took.
+    #[serde(default)]
+    pub snapshot_id: Option<String>,
     /// When it was asked for, RFC 3339.
     pub created_at: String,
     /// The caller's data; `last_error` is the reason of state `error`.
@@ -74,6 +80,9 @@ pub struct CreateRequest {
     /// Seconds until its session ends.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout_sec: Option<u32>,
+    /// Labels.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<String>,
 }
 
 impl Client {
@@ -81,6 +90,11 @@ impl Client {
     pub async fn create(&self, wanted: &CreateRequest) -> Result<Sandbox, ClientError> {
         let request = self.request(Method::POST, &["sandboxes"]).query(&[("wait", "false")]).json(wanted);
         self.data("a new sandbox", request).await
+    }
+
+    /// Asks for a sandbox and waits on the server until it is command-ready or has failed.
+    pub async fn create_ready(&self, wanted: &CreateRequest) -> Result<Sandbox, ClientError> {
+        self.data("a new sandbox", self.request(Method::POST, &["sandboxes"]).json(wanted)).await
     }
 
     /// The record of the sandbox with exactly this id.
@@ -154,6 +168,8 @@ mod tests {
             memory_mb: 512,
             disk_size_mb: 1024,
             boot_ms: None,
+            boot_path: None,
+            snapshot_id: None,
             created_at: String::new(),
             metadata: Value::Null,
         }

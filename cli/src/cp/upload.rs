@@ -12,7 +12,7 @@ use tokio_util::io::ReaderStream;
 
 use super::skip;
 use crate::client::Client;
-use crate::ls::printable;
+use crate::text::printable;
 
 /// Copies `from` to `to` in the sandbox and gives how many things were skipped.
 pub async fn copy(client: &Client, id: &str, from: &Path, to: &str) -> Result<usize> {
