@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use cove_engine::protocol::guest::{Command, Exec};
 use cove_engine::{
-    Engine, EngineConfig, ExecEvent, ForkSource, ForkSpec, Sandbox, SandboxId, SandboxSpec, SandboxState, Size,
-    SnapshotSpec,
+    Engine, EngineConfig, ExecEvent, ForkSource, ForkSpec, Sandbox, SandboxFilter, SandboxId, SandboxSpec,
+    SandboxState, Size, SnapshotFilter, SnapshotSpec,
 };
 use futures_util::StreamExt;
 
@@ -108,7 +108,9 @@ async fn lead(life: &Life) -> Result<()> {
 }
 
 /// Pauses and resumes one sandbox over and over, with a command in between, and prints what the processes hold at the end.
-async fn cycles(life: &Life, times: usize) -> Result<()> {
+/// With `snapshots` one is taken each time too, and at the end the sandbox is restored to some of them.
+async fn cycles(life: &Life, times: usize, snapshots: bool) -> Result<()> {
+    let mut taken = Vec::new();
     let it = life.create().await?;
     let (mut paused, mut resumed) = (Vec::new(), Vec::new());
     println!("before: {}", held());
@@ -124,12 +126,40 @@ async fn cycles(life: &Life, times: usize) -> Result<()> {
         if said != format!("{turn}\n{}", turn + 1) {
             return Err(format!("turn {turn}: {said:?}").into());
         }
+        if snapshots {
+            let snapshot = life.engine.snapshot(&it.id, SnapshotSpec::default()).await?;
+            println!("{:>8.1} ms  stood still for a snapshot", snapshot.paused_us.unwrap_or(0) as f64 / 1e3);
+            taken.push((turn, snapshot.id));
+        }
+    }
+    for (turn, snapshot) in taken.iter().step_by(3) {
+        life.engine.restore(&it.id, snapshot).await?;
+        let said = life.run(&it.id, "wc -l < /tmp/turns").await?;
+        if said != (turn + 1).to_string() {
+            return Err(format!("restored to turn {turn}: {said:?}").into());
+        }
     }
     println!("after: {}", held());
     for (what, mut all) in [("pause", paused), ("resume", resumed)] {
         all.sort();
         let at = |part: usize| all[(all.len() - 1) * part / 100];
         println!("{what}: p50 {:?}, p95 {:?}, p99 {:?}", at(50), at(95), at(99));
+    }
+    Ok(())
+}
+
+/// What an earlier run left: each sandbox is woken and looked into, each snapshot forked.
+async fn check(life: &Life) -> Result<()> {
+    for sandbox in life.engine.list(&SandboxFilter::default()).await? {
+        println!("found {} {} {:?}", sandbox.id, sandbox.state, sandbox.last_error);
+        let begun = Instant::now();
+        took("resume", begun, &life.engine.resume(&sandbox.id, BTreeMap::new()).await?);
+        life.run(&sandbox.id, "cat /workspace/file /tmp/count").await?;
+    }
+    for snapshot in life.engine.snapshots(&SnapshotFilter::default()).await? {
+        let child = life.fork(ForkSource::Snapshot(snapshot.id.clone())).await?;
+        life.run(&child.id, "cat /workspace/file /tmp/count").await?;
+        life.engine.delete_snapshot(&snapshot.id).await?;
     }
     Ok(())
 }
@@ -149,7 +179,9 @@ async fn main() -> Result<()> {
     }
     let (flags, words): (Vec<String>, Vec<String>) = std::env::args().skip(1).partition(|word| word.starts_with("--"));
     let flag = |name: &str| flags.iter().any(|flag| flag == name);
-    let folder = PathBuf::from(words.first().ok_or("usage: life [--cold] [--cycles] <folder> [<times>]")?);
+    let folder = PathBuf::from(
+        words.first().ok_or("usage: life [--cold] [--cycles [--snapshots] | --check] <folder> [<times>]")?,
+    );
     let times: usize = words.get(1).map_or(Ok(1), |times| times.parse())?;
     let config = EngineConfig {
         data_dir: Some(folder.join("data")),
@@ -164,8 +196,10 @@ async fn main() -> Result<()> {
         led = life.engine.prepare_template(spec).await.map_err(Into::into);
         println!("{:>8.1} ms  template prepared", begun.elapsed().as_secs_f64() * 1e3);
     }
-    if led.is_ok() && flag("--cycles") {
-        led = cycles(&life, times).await;
+    if led.is_ok() && flag("--check") {
+        led = check(&life).await;
+    } else if led.is_ok() && flag("--cycles") {
+        led = cycles(&life, times, flag("--snapshots")).await;
     } else {
         for _ in 0..times {
             if led.is_ok() {
@@ -173,7 +207,7 @@ async fn main() -> Result<()> {
             }
         }
     }
-    for sandbox in life.engine.list(&cove_engine::SandboxFilter::default()).await? {
+    for sandbox in life.engine.list(&SandboxFilter::default()).await? {
         if led.is_ok() {
             life.engine.destroy(&sandbox.id).await?;
         }

@@ -82,6 +82,7 @@ use config::Config;
 use data_dir::DataDir;
 use db::Db;
 use host::Host;
+use sandbox::admission::Wish;
 use sandbox::driver::{self, Beginning, Create, Handle, Progress, Request};
 use sandbox::{recovery, spec};
 use shared::{Shared, keep_house};
@@ -259,7 +260,8 @@ impl Engine {
             }
         };
         let warm = create.path == BootPath::Warm;
-        let channels = match shared.admit(&sandbox, &create.template, &top, warm).await {
+        let wish = if warm { Wish::Restore } else { Wish::Boot };
+        let channels = match shared.admit(&sandbox, &create.template, &top, wish).await {
             Ok(channels) => channels,
             Err(error) => {
                 create.give_up(shared).await;

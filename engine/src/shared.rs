@@ -19,7 +19,7 @@ use crate::error::Error;
 use crate::events::Events;
 use crate::host::{Host, Tools};
 use crate::idempotency::Keys;
-use crate::sandbox::admission::Room;
+use crate::sandbox::admission::{Room, Wish};
 use crate::sandbox::driver::{self, Handle};
 use crate::sandbox::start::Memory;
 use crate::sandbox::{Sandbox, SandboxId, SandboxState, start};
@@ -126,19 +126,18 @@ impl Shared {
         Ok(self.db.image(id).await?.map(|image| Memory { image, _pin: pin }))
     }
 
-    /// Looks whether there is room, and if so writes the row that takes it, with its own layer. A machine that goes on from
-    /// a capture is `restored`, and starts small.
+    /// Looks whether there is room, and if so writes the row that takes it, with its own layer.
     pub(crate) async fn admit(
         &self,
         sandbox: &Sandbox,
         template: &TemplateVersion,
         layer: &Layer,
-        restored: bool,
+        wish: Wish,
     ) -> Result<driver::Channels, Error> {
         let _one_at_a_time = self.admission.lock().await;
         let data = &self.config.paths.data;
         let room = Room::look(data, self.db.count_live().await?, self.starting())?;
-        room.admit(&self.config.limits, data, sandbox.shape.memory_mb, restored)?;
+        room.admit(&self.config.limits, data, sandbox.shape.memory_mb, wish)?;
         // In the list before its row is committed, so that whoever sees the row finds the driver.
         let (handle, channels) = driver::channels(sandbox.clone());
         self.add(sandbox.id.clone(), handle);
@@ -168,7 +167,7 @@ impl Shared {
         let data = &self.config.paths.data;
         // It is among those that live already.
         let room = Room::look(data, 0, self.starting())?;
-        Ok(room.admit(&self.config.limits, data, sandbox.shape.memory_mb, true)?)
+        Ok(room.admit(&self.config.limits, data, sandbox.shape.memory_mb, Wish::Resume)?)
     }
 
     fn starting(&self) -> u64 {

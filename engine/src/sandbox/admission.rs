@@ -54,6 +54,17 @@ pub enum AdmissionError {
     },
 }
 
+/// What a sandbox wants room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wish {
+    /// A machine that boots.
+    Boot,
+    /// A new machine that goes on from a capture, and shares what it only reads.
+    Restore,
+    /// A paused one that goes on: it is counted already, and what it has on the disk is there.
+    Resume,
+}
+
 /// Memory that a restored machine takes before its guest does much, in MiB.
 const RESTORED_MEMORY_MIB: u64 = 64;
 
@@ -83,18 +94,18 @@ impl Room {
         Ok(Self { memory_available_mib, disk_available_mib, live, starting })
     }
 
-    /// Says whether one more sandbox with `memory_mib` of memory fits. One that is `restored` shares what it only reads.
+    /// Says whether one more sandbox with `memory_mib` of memory fits.
     pub(crate) fn admit(
         &self,
         limits: &EngineLimits,
         data_dir: &Path,
         memory_mib: u32,
-        restored: bool,
+        wish: Wish,
     ) -> Result<(), AdmissionError> {
-        if self.live >= limits.sandboxes_max {
+        if wish != Wish::Resume && self.live >= limits.sandboxes_max {
             return Err(AdmissionError::Count { count: self.live, max: limits.sandboxes_max });
         }
-        let fresh_mib = if restored { RESTORED_MEMORY_MIB } else { u64::MAX };
+        let fresh_mib = if wish == Wish::Boot { u64::MAX } else { RESTORED_MEMORY_MIB };
         let needed_mib = limits.machine_memory_mib.min(u64::from(memory_mib)).min(fresh_mib);
         let promised_mib = self.starting * limits.machine_memory_mib;
         if self.memory_available_mib < needed_mib + promised_mib + limits.memory_reserve_mib {
@@ -105,8 +116,10 @@ impl Room {
                 reserve_mib: limits.memory_reserve_mib,
             });
         }
-        // What a restored one has on the disk is there already.
-        let needed_mib = if restored { 0 } else { limits.machine_disk_mib * (1 + self.starting) };
+        if wish == Wish::Resume {
+            return Ok(());
+        }
+        let needed_mib = if wish == Wish::Boot { limits.machine_disk_mib * (1 + self.starting) } else { 0 };
         if self.disk_available_mib < needed_mib + limits.disk_reserve_mib {
             return Err(AdmissionError::Disk {
                 directory: data_dir.into(),
@@ -151,7 +164,7 @@ mod tests {
     use super::*;
 
     fn admit(room: Room) -> Result<(), AdmissionError> {
-        room.admit(&EngineLimits::default(), Path::new("/data"), 512, false)
+        room.admit(&EngineLimits::default(), Path::new("/data"), 512, Wish::Boot)
     }
 
     const PLENTY: Room = Room { memory_available_mib: 1 << 20, disk_available_mib: 1 << 20, live: 0, starting: 0 };
@@ -173,6 +186,16 @@ mod tests {
     fn sandboxes_that_are_starting_have_their_memory_promised() {
         assert!(admit(Room { memory_available_mib: 1300, starting: 2, ..PLENTY }).is_ok());
         assert!(admit(Room { memory_available_mib: 1200, starting: 2, ..PLENTY }).is_err());
+    }
+
+    #[test]
+    fn what_goes_on_needs_less_than_what_begins() {
+        let limits = EngineLimits::default();
+        let admit = |room: Room, wish| room.admit(&limits, Path::new("/data"), 4096, wish).is_ok();
+        let tight = Room { memory_available_mib: 600, ..PLENTY };
+        assert!(!admit(tight, Wish::Boot) && admit(tight, Wish::Restore) && admit(tight, Wish::Resume));
+        let full = Room { disk_available_mib: 100, live: limits.sandboxes_max, ..PLENTY };
+        assert!(!admit(full, Wish::Boot) && !admit(full, Wish::Restore) && admit(full, Wish::Resume));
     }
 
     #[test]

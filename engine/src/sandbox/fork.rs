@@ -2,6 +2,7 @@
 
 use tokio::time::Instant;
 
+use super::admission::Wish;
 use super::driver::{self, Beginning, Create, Point, Request};
 use super::{BootPath, Sandbox, SandboxId, SandboxSpec, SandboxState};
 use crate::Engine;
@@ -67,7 +68,8 @@ pub(crate) async fn fork_as(
         disk_bytes: u64::from(sandbox.shape.disk_size_mb) << 20,
         frozen: false,
     };
-    let channels = shared.admit(&sandbox, &point.template, &top, point.memory.is_some()).await?;
+    let wish = if point.memory.is_some() { Wish::Restore } else { Wish::Boot };
+    let channels = shared.admit(&sandbox, &point.template, &top, wish).await?;
     tracing::info!(sandbox = %sandbox.id, source = %point.record.id, snapshot = ?sandbox.snapshot_id, "forking");
     shared.flattener.look(&top.id, point.chain.len() + 1);
     let mut create = Create::cold(point.template, tools, begun);
