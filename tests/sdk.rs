@@ -28,6 +28,10 @@ pub fn tests(shared: &Arc<Shared>) -> Vec<Trial> {
         parallel(shared, "sdk::stream", |shared| pytest(shared, "test_stream.py")),
         parallel(shared, "sdk::files", |shared| pytest(shared, "test_files.py")),
         parallel(shared, "sdk::errors", |shared| pytest(shared, "test_errors.py")),
+        parallel(shared, "sdk::life", |shared| pytest(shared, "test_life.py")),
+        parallel(shared, "sdk::snapshots", |shared| pytest(shared, "test_snapshots.py")),
+        parallel(shared, "sdk::fused_run", |shared| pytest(shared, "test_run.py")),
+        parallel(shared, "sdk::life_asynchronous", |shared| pytest(shared, "test_life_async.py")),
         parallel(shared, "sdk::asynchronous", |shared| pytest(shared, "test_async.py")),
     ]
 }

@@ -16,7 +16,7 @@ def test_a_record_says_what_was_asked_for(client, box):
     assert record.size is None
     assert record.template_id == "miosa-sandbox"
     assert record.persistent is True and record.always_on is False
-    assert record.boot_ms > 0 and record.boot_path == "cold"
+    assert record.boot_ms > 0 and record.boot_path in ("cold", "warm")
     assert record.created_at is not None and record.ready_at >= record.created_at
     assert record.destroyed_at is None
     assert record.data["tags"] == ["shared", "e2e"]
