@@ -9,6 +9,7 @@ mod harness;
 mod boot;
 mod cli;
 mod disks;
+mod lives;
 mod recovery;
 mod rest;
 mod sdk;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         rest::tests(&shared),
         cli::tests(&shared),
         sdk::tests(&shared),
+        lives::tests(&shared),
         recovery::tests(&shared),
     ];
     let conclusion = libtest_mimic::run(&arguments, tests.into_iter().flatten().collect());

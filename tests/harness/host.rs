@@ -94,11 +94,22 @@ impl TestHost {
 
     /// Starts a server with more in its environment.
     pub fn start_with(env: &[(&str, &str)]) -> Result<Self> {
+        Self::start_from(None, env)
+    }
+
+    /// Starts a server on a copy of a data directory that no server uses.
+    pub fn start_from(data: Option<&Path>, env: &[(&str, &str)]) -> Result<Self> {
         let programs = Programs::find()?;
         // Removed by `end`, when the processes are gone.
         let dir = tempfile::Builder::new().prefix("cove-e2e-").disable_cleanup(true).tempdir()?;
         processes::register(dir.path());
         let env = env.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+        if let Some(data) = data {
+            // Holes stay holes, and what the file system can share is shared.
+            let copied =
+                Command::new("cp").args(["-a", "--reflink=auto"]).arg(data).arg(dir.path().join("data")).status()?;
+            ensure!(copied.success(), "Cannot copy {}: {copied}", data.display());
+        }
         let (server, api, history) = Default::default();
         let host = Self { programs, dir, env, server, api, history };
         host.launch()?;

@@ -26,6 +26,11 @@ pub fn small() -> Value {
     json!({ "cpu_count": 1, "memory_mb": 512, "disk_size_mb": 4096, "timeout_sec": 3600 })
 }
 
+/// The full count of something long, where `COVE_SOAK` is set (`cargo xtask soak`), and a short one otherwise.
+pub fn full<N>(count: N, short: N) -> N {
+    if std::env::var_os("COVE_SOAK").is_some() { count } else { short }
+}
+
 /// Looks at `condition` until it holds. Only for what tells nobody when it changes, such as the list of processes.
 pub fn until(what: &str, patience: Duration, mut condition: impl FnMut() -> Result<bool>) -> Result<Duration> {
     let began = Instant::now();

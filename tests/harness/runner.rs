@@ -15,6 +15,8 @@ static PROCESSOR: RwLock<()> = RwLock::new(());
 /// What tests share: a server and a sandbox in it, each made when the first test asks.
 #[derive(Default)]
 pub struct Shared {
+    /// A data directory with a warm template, in which nothing runs.
+    seed: OnceLock<Result<Arc<TestHost>, String>>,
     host: OnceLock<Result<Arc<TestHost>, String>>,
     sandbox: Mutex<Option<String>>,
 }
@@ -22,8 +24,21 @@ pub struct Shared {
 impl Shared {
     /// The shared server.
     pub fn host(&self) -> Result<Arc<TestHost>> {
-        let start = || TestHost::start().map(Arc::new).map_err(|error| format!("{error:#}"));
+        let start = || self.own_host().map(Arc::new).map_err(|error| format!("{error:#}"));
         self.host.get_or_init(start).clone().map_err(|error| anyhow!("The shared server failed: {error}"))
+    }
+
+    /// A server of the caller's own, whose template is warm for [`small`].
+    pub fn own_host(&self) -> Result<TestHost> {
+        self.own_host_with(&[])
+    }
+
+    /// As [`Shared::own_host`], with more in its environment.
+    pub fn own_host_with(&self, env: &[(&str, &str)]) -> Result<TestHost> {
+        let make = || make_seed().map(Arc::new).map_err(|error| format!("{error:#}"));
+        let seed = self.seed.get_or_init(make).clone();
+        let seed = seed.map_err(|error| anyhow!("The template could not be made warm: {error}"))?;
+        TestHost::start_from(Some(&seed.data_dir()), env)
     }
 
     /// The shared sandbox: for commands and files that disturb nobody.
@@ -43,11 +58,29 @@ impl Shared {
 
     /// After the last test: the disks are whole, and nothing is left behind. After a failure only cleans up.
     pub fn finish(&self, failed: bool) -> Result<()> {
+        if let Some(Ok(seed)) = self.seed.get() {
+            seed.end();
+        }
         let Some(Ok(host)) = self.host.get() else { return Ok(()) };
         let outcome = if failed { Ok(()) } else { disks::are_whole(host).and_then(|()| host.finish()) };
         let outcome = outcome.map_err(|error| anyhow!("{error:#}\n{}", host.report()));
         host.end();
         outcome
+    }
+}
+
+/// Boots the one template of a test run; all sandboxes but those of the tests of booting are restored from it.
+fn make_seed() -> Result<TestHost> {
+    let host = TestHost::start()?;
+    let warm = host.api().post("/sandbox-templates/miosa-sandbox/warm", &small()).and_then(|answer| answer.data());
+    let stopped = warm.and_then(|_| host.stop_server());
+    match stopped {
+        Ok(()) => Ok(host),
+        Err(error) => {
+            let error = anyhow!("{error:#}\n{}", host.report());
+            host.end();
+            Err(error)
+        }
     }
 }
 

@@ -65,6 +65,18 @@ impl TestSandbox {
         self.api.send(self.api.request(Method::GET, &self.path("/fs/download")).query(&[("path", path)]))
     }
 
+    /// Posts to one of its routes, and gives the `data`.
+    pub fn post(&self, route: &str, body: &Value) -> Result<Value> {
+        self.api.post(&self.path(route), body)?.data()
+    }
+
+    /// Forks it, as the body says; the fork is command-ready.
+    pub fn fork(&self, body: &Value) -> Result<Self> {
+        let record = self.post("/fork", body)?;
+        ensure!(record["state"] == "running", "The fork is not running: {record}");
+        Ok(Self { id: record["id"].as_str().context("The record has no id")?.to_owned(), api: self.api.clone() })
+    }
+
     pub fn destroy(&self) -> Result<()> {
         self.api.delete(&self.path(""))?.data().map(drop)
     }

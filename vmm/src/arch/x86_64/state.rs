@@ -18,6 +18,9 @@ use super::registers::{get_msr, set_msr};
 /// Interrupt controllers: two 8259s and the I/O APIC.
 const IRQCHIPS: u32 = 3;
 
+/// The time-stamp counter, and what a guest added to it.
+const MSR_TSC: u32 = 0x10;
+const MSR_TSC_ADJUST: u32 = 0x3b;
 /// Arms the local APIC's timer: means something only once clock and APIC are set.
 const MSR_TSC_DEADLINE: u32 = 0x6e0;
 
@@ -130,7 +133,11 @@ impl VcpuState {
     }
 
     fn restore_msrs(&self, vcpu: &VcpuFd) -> Result<(), StateError> {
-        let (last, first): (Vec<_>, Vec<_>) = self.msrs.iter().partition(|(index, _)| *index == MSR_TSC_DEADLINE);
+        let counter = [MSR_TSC, MSR_TSC_ADJUST, MSR_TSC_DEADLINE];
+        let (timing, mut first): (Vec<_>, Vec<_>) = self.msrs.iter().partition(|(index, _)| counter.contains(index));
+        if self.assist.is_none() {
+            first.extend(timing.iter().filter(|(index, _)| *index != MSR_TSC_DEADLINE));
+        }
         let entries: Vec<_> = first
             .iter()
             .map(|(index, data)| kvm_msr_entry { index: *index, data: *data, ..Default::default() })
@@ -143,7 +150,23 @@ impl VcpuState {
                 restore_msr(vcpu, *index, *value)?;
             }
         }
-        last.iter().try_for_each(|(index, value)| restore_msr(vcpu, *index, *value))
+        self.restore_deadline(vcpu)
+    }
+
+    /// Arms the timer as far from now as it was. Where the guest's kernel is emulated the counter cannot be set: programs,
+    /// which run natively, read the host's own, and so the guest does; the deadline moves with it. (The guest's clock is
+    /// KVM's there: see `clocksource=` in [`crate::builder`].)
+    fn restore_deadline(&self, vcpu: &VcpuFd) -> Result<(), StateError> {
+        let saved = |wanted| self.msrs.iter().find(|(index, _)| *index == wanted).map(|(_, value)| *value);
+        let Some(deadline) = saved(MSR_TSC_DEADLINE) else { return Ok(()) };
+        let moved = match saved(MSR_TSC) {
+            Some(then) if self.assist.is_some() && deadline != 0 => {
+                let now = get_msr(vcpu, MSR_TSC).map_err(get("the time-stamp counter"))?;
+                now.wrapping_add(deadline.wrapping_sub(then)).max(1)
+            }
+            _ => deadline,
+        };
+        restore_msr(vcpu, MSR_TSC_DEADLINE, moved)
     }
 }
 
