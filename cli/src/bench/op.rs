@@ -85,7 +85,12 @@ impl Op {
                 "host_outside_kvm_run_ms = wall - guest: guest is the busiest vCPU's processor time without its handling of \
                  exits, read before and after each call"
             }
-            Op::Create | Op::Run | Op::Restore { .. } | Op::Fork { .. } => {
+            Op::Run => {
+                "guest_ms is the processor time in which the machine's busiest vCPU ran the guest from its start to the \
+                 command's end (without its handling of exits), read right after the answer; host_ms = wall - guest_ms. \
+                 boot_ms is the engine's time from the request to command-ready"
+            }
+            Op::Create | Op::Restore { .. } | Op::Fork { .. } => {
                 "boot_ms is the engine's time from the request to command-ready; guest_ms the processor time in which the new \
                  machine's busiest vCPU ran the guest (without its handling of exits), read right after the answer; \
                  host_ms = boot_ms - guest_ms"
