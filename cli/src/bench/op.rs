@@ -96,9 +96,10 @@ impl Op {
                  host_ms = boot_ms - guest_ms"
             }
             Op::Snapshot { .. } => {
-                "pause_ms is how long the machine stood still, by the engine; all of wall is the host's"
+                "pause_ms is how long the machine stood still, by the engine; guest_ms the processor time in which its \
+                 busiest vCPU ran the guest meanwhile (without its handling of exits); host_ms = wall - guest_ms"
             }
-            Op::Pause { .. } => "all of wall is the host's: the machine stands still for most of it",
+            Op::Pause { .. } => "only wall is told: the machine is gone afterwards, and its counters with it",
         }
     }
 }

@@ -186,9 +186,14 @@ impl Worker {
 
     async fn snapshot(&self) -> Result<Sample, ClientError> {
         self.dirty().await?;
+        let before = counters(&self.client, &self.sandbox).await?;
         let began = Instant::now();
         let snapshot = self.client.snapshot(&self.sandbox, &json!({})).await?;
-        let mut sample = Sample::of(began.elapsed());
+        let wall = began.elapsed();
+        let guest = counters(&self.client, &self.sandbox).await?.guest().saturating_sub(before.guest());
+        let mut sample = Sample::of(wall);
+        sample.parts.insert("guest_ms", guest);
+        sample.parts.insert("host_ms", wall.saturating_sub(guest));
         if let Some(ms) = snapshot.pause_ms {
             sample.parts.insert("pause_ms", Duration::from_secs_f64(ms.max(0.0) / 1000.0));
         }
