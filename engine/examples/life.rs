@@ -148,6 +148,33 @@ async fn cycles(life: &Life, times: usize, snapshots: bool) -> Result<()> {
     Ok(())
 }
 
+/// Fills the file system of `folder` and asks for what then has no room: the sandbox must run on each time.
+async fn full(life: &Life, folder: &std::path::Path) -> Result<()> {
+    let it = life.create().await?;
+    life.run(&it.id, "echo before > /tmp/memory").await?;
+    let filler = folder.join("filler");
+    let mut file = std::fs::File::create(&filler)?;
+    while std::io::Write::write_all(&mut file, &[1; 1 << 16]).and_then(|()| file.sync_all()).is_ok() {}
+    let engine = &life.engine;
+    let refused = [
+        ("pause", engine.pause(&it.id).await.err()),
+        ("snapshot", engine.snapshot(&it.id, SnapshotSpec::default()).await.err()),
+        ("fork", engine.fork(&ForkSource::Sandbox(it.id.clone()), ForkSpec::default()).await.err()),
+    ];
+    for (what, error) in refused {
+        println!("{what}: {error:?}");
+    }
+    println!("state {}", engine.get(it.id.as_str()).await?.state);
+    life.run(&it.id, "cat /tmp/memory").await?;
+    drop(file);
+    std::fs::remove_file(&filler)?;
+    let begun = Instant::now();
+    took("pause", begun, &engine.pause(&it.id).await?);
+    took("resume", begun, &engine.resume(&it.id, BTreeMap::new()).await?);
+    life.run(&it.id, "cat /tmp/memory").await?;
+    Ok(())
+}
+
 /// What an earlier run left: each sandbox is woken and looked into, each snapshot forked.
 async fn check(life: &Life) -> Result<()> {
     for sandbox in life.engine.list(&SandboxFilter::default()).await? {
@@ -180,7 +207,7 @@ async fn main() -> Result<()> {
     let (flags, words): (Vec<String>, Vec<String>) = std::env::args().skip(1).partition(|word| word.starts_with("--"));
     let flag = |name: &str| flags.iter().any(|flag| flag == name);
     let folder = PathBuf::from(
-        words.first().ok_or("usage: life [--cold] [--cycles [--snapshots] | --check] <folder> [<times>]")?,
+        words.first().ok_or("usage: life [--cold] [--cycles [--snapshots] | --check | --full] <folder> [<times>]")?,
     );
     let times: usize = words.get(1).map_or(Ok(1), |times| times.parse())?;
     let config = EngineConfig {
@@ -198,6 +225,8 @@ async fn main() -> Result<()> {
     }
     if led.is_ok() && flag("--check") {
         led = check(&life).await;
+    } else if led.is_ok() && flag("--full") {
+        led = full(&life, &folder).await;
     } else if led.is_ok() && flag("--cycles") {
         led = cycles(&life, times, flag("--snapshots")).await;
     } else {

@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
-use sqlx::{Row, SqlitePool};
+use sqlx::{Connection, Row, SqlitePool};
 use time::OffsetDateTime;
 
 use crate::sandbox::Shape;
@@ -105,8 +105,13 @@ impl Db {
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
             .busy_timeout(BUSY_TIMEOUT);
-        let pool =
-            SqlitePoolOptions::new().max_connections(CONNECTIONS_MAX).connect_with(options).await.map_err(failed)?;
+        // SQLite takes a transaction back by itself when its disk is full. The connection does not notice, and would refuse
+        // every later one: it is closed, and another one opened.
+        let pool = SqlitePoolOptions::new().max_connections(CONNECTIONS_MAX).before_acquire(|connection, _| {
+            let usable = !connection.is_in_transaction();
+            Box::pin(async move { Ok(usable) })
+        });
+        let pool = pool.connect_with(options).await.map_err(failed)?;
         sqlx::migrate!().run(&pool).await.map_err(|error| failed(error.into()))?;
         Ok(Self { pool })
     }

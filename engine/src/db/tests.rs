@@ -188,6 +188,36 @@ async fn writers_wait_for_each_other() {
     assert_eq!(db.count_live().await.unwrap(), 40);
 }
 
+/// Sets on every connection how large the file may become.
+async fn limit_pages(db: &Db, pages: i64) {
+    let mut all = Vec::new();
+    for _ in 0..CONNECTIONS_MAX {
+        let mut connection = db.pool.acquire().await.unwrap();
+        let pragma = sqlx::AssertSqlSafe(format!("PRAGMA max_page_count = {pages}"));
+        sqlx::query(pragma).execute(&mut *connection).await.unwrap();
+        all.push(connection);
+    }
+}
+
+#[tokio::test]
+async fn after_a_full_disk_the_database_can_be_used_again() {
+    let (_folder, db) = database().await;
+    limit_pages(&db, 1).await;
+    let big = || sandbox(SandboxSpec { tags: vec!["x".repeat(100); 60], ..SandboxSpec::default() });
+    let mut failures = 0;
+    for _ in 0..200 {
+        if let Err(error) = db.begin_create(&big(), "v1", &layer(None), MINUTE).await {
+            assert!(error.is_no_space(), "{error:?}");
+            failures += 1;
+        }
+    }
+    // A connection that failed is replaced by one without the bound.
+    assert!((1..=CONNECTIONS_MAX).contains(&failures), "{failures}");
+    for _ in 0..20 {
+        assert!(db.begin_create(&big(), "v1", &layer(None), MINUTE).await.unwrap().is_some());
+    }
+}
+
 #[tokio::test]
 async fn the_database_is_durable_and_opens_again() {
     let (folder, db) = database().await;
