@@ -156,12 +156,9 @@ pub async fn run(args: Args, connection: &ConnectionArgs) -> Result<u8> {
     let machine = machine(&op, common.size.as_deref(), &tag);
     let plan = Arc::new(Plan { op, n: common.n, concurrency: common.concurrency.min(common.n), machine, tag });
     let measured = interruptible(measure(&client, &plan)).await;
-    let cleaned = client.destroy_tagged(&plan.tag).await;
+    let cleaned = clean_up(&client, &plan.tag).await.context("What the bench made cannot be destroyed");
     let report = measured?;
-    let left = cleaned.context("What the bench made cannot be destroyed")?;
-    if left["failed"].as_array().is_some_and(|failed| !failed.is_empty()) {
-        bail!("Sandboxes of this bench are left: {}", left["failed"]);
-    }
+    cleaned?;
     report.print(common.json)?;
     Ok(u8::from(report.successes() == 0))
 }
@@ -204,21 +201,28 @@ async fn measure(client: &Client, plan: &Arc<Plan>) -> Result<Report> {
             while taken.fetch_add(1, Ordering::Relaxed) < n {
                 outcomes.push(worker.round().await);
             }
-            (worker, outcomes)
+            outcomes
         });
     }
     let mut outcomes = Vec::new();
-    let mut workers = Vec::new();
     while let Some(done) = tasks.join_next().await {
-        let (worker, mut part) = done.context("A worker of the bench broke")?;
-        workers.push(worker);
-        outcomes.append(&mut part);
+        outcomes.append(&mut done.context("A worker of the bench broke")?);
     }
-    let total = began.elapsed();
-    for worker in workers {
-        worker.end().await?;
+    Ok(Report::of(plan, host, began.elapsed(), outcomes))
+}
+
+/// Removes all sandboxes of this bench and their snapshots, however far it came.
+async fn clean_up(client: &Client, tag: &str) -> Result<()> {
+    for sandbox in client.list_values(&[("tags", tag)]).await? {
+        if let Some(id) = sandbox["id"].as_str() {
+            client.delete_history(id).await?;
+        }
     }
-    Ok(Report::of(plan, host, total, outcomes))
+    let left = client.destroy_tagged(tag).await?;
+    match left["failed"].as_array() {
+        Some(failed) if !failed.is_empty() => bail!("These are left: {}", left["failed"]),
+        _ => Ok(()),
+    }
 }
 
 /// Makes the template's machine for this shape, so that what is measured is the usual case.

@@ -11,6 +11,22 @@ use super::op::Op;
 use super::{Form, Plan};
 use crate::client::{Client, ClientError, ForkRequest, ForkSource, Sandbox};
 
+/// The pipes of the process in the guest that changes memory.
+const GO: &str = "/tmp/cove-bench-go";
+const DONE: &str = "/tmp/cove-bench-done";
+
+/// One process that writes to each of its pages whenever it is told. It is there already when it is told, and writes
+/// without system calls, since both are slow where the guest's kernel is emulated.
+const CHANGE_MEMORY: &str = r#"
+import itertools, sys
+size = int(sys.argv[1]) << 20
+memory = bytearray(size)
+for n in itertools.count(1):
+    open("/tmp/cove-bench-go").read()
+    memory[::4096] = bytes([n % 255 + 1]) * (size // 4096)
+    open("/tmp/cove-bench-done", "w").write("done\n")
+"#;
+
 /// What one operation cost.
 pub struct Sample {
     /// From the request to its answer.
@@ -35,13 +51,14 @@ pub struct Worker {
     sandbox: String,
     /// What is forked.
     source: Option<ForkSource>,
-    rounds: u64,
+    /// The process that changes memory runs.
+    changes_memory: bool,
 }
 
 impl Worker {
     /// A worker that has all it needs and is warmed up.
     pub async fn ready(client: Client, plan: Arc<Plan>) -> Result<Self> {
-        let mut worker = Self { client, plan, sandbox: String::new(), source: None, rounds: 0 };
+        let mut worker = Self { client, plan, sandbox: String::new(), source: None, changes_memory: false };
         worker.prepare().await?;
         for _ in 0..worker.plan.op.warm_up_rounds() {
             worker.round().await?;
@@ -71,17 +88,8 @@ impl Worker {
         Ok(())
     }
 
-    /// Takes back what destroying the sandboxes leaves.
-    pub async fn end(self) -> Result<()> {
-        if matches!(self.plan.op, Op::Fork { .. } | Op::Snapshot { .. }) {
-            self.client.delete_history(&self.sandbox).await?;
-        }
-        Ok(())
-    }
-
     /// One operation. What makes it possible again is not measured.
     pub async fn round(&mut self) -> Result<Sample, ClientError> {
-        self.rounds += 1;
         let plan = Arc::clone(&self.plan);
         match &plan.op {
             Op::Create => self.create().await,
@@ -165,7 +173,7 @@ impl Worker {
         Ok(sample)
     }
 
-    async fn restore(&self) -> Result<Sample, ClientError> {
+    async fn restore(&mut self) -> Result<Sample, ClientError> {
         self.dirty().await?;
         self.client.pause(&self.sandbox).await?;
         let began = Instant::now();
@@ -184,7 +192,7 @@ impl Worker {
         self.started(began.elapsed(), child).await
     }
 
-    async fn snapshot(&self) -> Result<Sample, ClientError> {
+    async fn snapshot(&mut self) -> Result<Sample, ClientError> {
         self.dirty().await?;
         let before = counters(&self.client, &self.sandbox).await?;
         let began = Instant::now();
@@ -201,7 +209,7 @@ impl Worker {
         Ok(sample)
     }
 
-    async fn pause(&self) -> Result<Sample, ClientError> {
+    async fn pause(&mut self) -> Result<Sample, ClientError> {
         self.dirty().await?;
         let began = Instant::now();
         self.client.pause(&self.sandbox).await?;
@@ -210,17 +218,21 @@ impl Worker {
         Ok(sample)
     }
 
-    /// Fills a file in the guest's memory anew.
-    async fn dirty(&self) -> Result<(), ClientError> {
+    /// Changes memory in the guest.
+    async fn dirty(&mut self) -> Result<(), ClientError> {
         let mib = self.plan.op.dirty_mib();
         if mib == 0 {
             return Ok(());
         }
-        // Other bytes in each round, without a slow source of them.
-        let line = format!(
-            "head -c {mib}M /dev/zero | tr '\\0' '\\{:03o}' > /dev/shm/cove-bench && stat -c %s /dev/shm/cove-bench",
-            self.rounds % 255 + 1
-        );
+        if !self.changes_memory {
+            self.shell(&format!("mkfifo {GO} {DONE}; nohup python3 -c '{CHANGE_MEMORY}' {mib} >/dev/null 2>&1 &"))
+                .await?;
+            self.changes_memory = true;
+        }
+        self.shell(&format!("echo > {GO}; read -r word < {DONE}")).await
+    }
+
+    async fn shell(&self, line: &str) -> Result<(), ClientError> {
         let result = self.client.exec_value(&self.sandbox, &json!({ "command": line })).await?;
         if result["exit_code"] != 0 {
             return Err(ClientError::Unexpected { what: "changing memory", found: result.to_string() });
