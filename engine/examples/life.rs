@@ -154,7 +154,10 @@ async fn full(life: &Life, folder: &std::path::Path) -> Result<()> {
     life.run(&it.id, "echo before > /tmp/memory").await?;
     let filler = folder.join("filler");
     let mut file = std::fs::File::create(&filler)?;
-    while std::io::Write::write_all(&mut file, &[1; 1 << 16]).and_then(|()| file.sync_all()).is_ok() {}
+    for piece in [1 << 20, 1 << 12] {
+        while std::io::Write::write_all(&mut file, &vec![1; piece]).is_ok() {}
+        let _full = file.sync_all();
+    }
     let engine = &life.engine;
     let refused = [
         ("pause", engine.pause(&it.id).await.err()),

@@ -9,6 +9,10 @@ use crate::machine::{Machine, MachineError};
 use crate::shared::Shared;
 use crate::template::store::blocking;
 
+/// Least room on the disk with which a capture is begun. With less, not even the guest's dirty pages may find room, and a
+/// guest whose writes fail gives its file system up.
+const ROOM_BYTES_MIN: u64 = 64 << 20;
+
 /// What is captured, and how the machine goes on.
 #[derive(Clone, Debug)]
 pub(crate) struct Capture {
@@ -45,6 +49,18 @@ impl CaptureError {
             CaptureError::Begin(error) | CaptureError::Keep(error) => error.is_no_space(),
         }
     }
+}
+
+/// Looks whether there is room enough to begin with a capture at all.
+pub(crate) fn check_room(shared: &Shared) -> Result<(), Error> {
+    let data = &shared.config.paths.data;
+    let found = rustix::fs::statvfs(data).map_err(|errno| Error::file("look at", data)(errno.into()))?;
+    let free = found.f_bavail.saturating_mul(found.f_frsize);
+    if free >= ROOM_BYTES_MIN {
+        return Ok(());
+    }
+    let source = std::io::Error::from(std::io::ErrorKind::StorageFull);
+    Err(Error::file("capture a machine into", data)(source))
 }
 
 /// Captures. After a failure nothing of it is left on the disk.

@@ -21,7 +21,7 @@ use crate::fault;
 use crate::machine::{Machine, MachineError};
 use crate::sandbox::start::Leftover;
 use crate::sandbox::{Action, Sandbox, SandboxState, start};
-use crate::storage::capture::{Capture, CaptureError, capture, discard};
+use crate::storage::capture::{Capture, CaptureError, capture, check_room, discard};
 use crate::storage::{Holding, ImageId};
 
 /// How long a pause may take: what the journal notes.
@@ -47,6 +47,7 @@ impl Driver {
         let (Some((machine, agent)), Some(layer)) = (self.machine(), self.holding.layer.clone()) else {
             return Err(self.wrong_state(OPERATION));
         };
+        check_room(&self.shared).map_err(|error| self.no_space_or("the pause", error))?;
         let image = ImageId::generate();
         let begin = Some((OperationKind::Pause, PAUSE_DEADLINE, json!({ "image": image })));
         let holding = self.holding.clone();

@@ -21,7 +21,7 @@ use crate::sandbox::start::Memory;
 use crate::sandbox::{Action, Sandbox, SandboxState};
 use crate::snapshot::retention::Retention;
 use crate::snapshot::{Snapshot, SnapshotId, SnapshotSpec};
-use crate::storage::capture::{Capture, CaptureError, capture, discard};
+use crate::storage::capture::{Capture, CaptureError, capture, check_room, discard};
 use crate::storage::{self, Holding, Image, ImageId, Layer, LayerId, Share, layers};
 
 /// How long a snapshot may take: what the journal notes.
@@ -120,6 +120,7 @@ impl Driver {
         let (Some((machine, agent)), Some(old)) = (self.machine(), before.layer.clone()) else {
             return Err(self.wrong_state(operation));
         };
+        check_room(&self.shared).map_err(|error| self.no_space_or(what, error))?;
         let (chain, top) = self.next_chain(&old).await?;
         let image_id = ImageId::generate();
         let pin = self.shared.pins.pin(&image_id);
