@@ -179,4 +179,16 @@ mod tests {
         let document: Value = serde_json::from_str(&body(response).await).unwrap();
         assert_eq!(document["error"]["code"], "INTERNAL_ERROR");
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn work_says_its_status_when_it_is_in_time() {
+        let replayed = async |seconds| {
+            let document = after(seconds, Ok(json!({}))).await?;
+            Ok::<_, ApiError>((StatusCode::OK, document))
+        };
+        assert_eq!(answer_as(StatusCode::CREATED, replayed(1)).await.status(), StatusCode::OK);
+        let late = answer_as(StatusCode::CREATED, replayed(11)).await;
+        assert_eq!(late.status(), StatusCode::CREATED);
+        assert_eq!(body(late).await, " {}");
+    }
 }

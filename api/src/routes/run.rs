@@ -131,3 +131,40 @@ impl Failure for RunBroken {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_before_there_is_a_sandbox_is_the_envelope() {
+        let document = RunBroken::before(ApiError::invalid("command", "no")).late().unwrap();
+        let document: serde_json::Value = serde_json::from_slice(&document).unwrap();
+        assert_eq!(document["error"]["code"], "VALIDATION_ERROR");
+        assert!(document.get("data").is_none());
+    }
+
+    #[test]
+    fn an_error_names_its_sandbox_and_is_never_taken_for_success() {
+        let sandbox = crate::types::tests::sandbox();
+        let id = sandbox.id.to_string();
+        let broken = || RunBroken::with(ApiError::internal("gone").into(), sandbox.clone(), RunTimings::default());
+        let document: serde_json::Value = serde_json::from_slice(&broken().late().unwrap()).unwrap();
+        assert_eq!((&document["data"]["id"], &document["exec"]["exit_code"]), (&id.clone().into(), &255.into()));
+        assert_eq!(document["error"]["details"]["sandbox_id"], id);
+        assert_eq!(document["data"]["exec"], document["exec"]);
+        assert_eq!(broken().early().status(), StatusCode::INTERNAL_SERVER_ERROR);
+    }
+
+    #[test]
+    fn what_cannot_run_commands_is_told_apart() {
+        let in_state = |state| {
+            let sandbox = Sandbox { state, ..crate::types::tests::sandbox() };
+            command_ready(sandbox, std::time::Duration::from_secs(1)).map_err(|error| ApiError::from(error).code())
+        };
+        assert!(in_state(SandboxState::Running).is_ok());
+        assert_eq!(in_state(SandboxState::Error).unwrap_err(), "SANDBOX_FAILED");
+        assert_eq!(in_state(SandboxState::Creating).unwrap_err(), "SANDBOX_NOT_COMMAND_READY");
+        assert_eq!(in_state(SandboxState::Destroyed).unwrap_err(), "SANDBOX_DESTROYED");
+    }
+}

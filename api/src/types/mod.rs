@@ -70,8 +70,10 @@ pub(crate) fn timestamp_us(micros: i64) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use time::macros::datetime;
+
+    pub use super::sandbox::tests::sandbox;
 
     use super::*;
 

@@ -273,7 +273,7 @@ pub struct WaitOver {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::collections::BTreeMap;
 
     use cove_engine::{External, SandboxId, Shape};
@@ -282,7 +282,8 @@ mod tests {
 
     use super::*;
 
-    fn sandbox() -> Sandbox {
+    /// A running sandbox.
+    pub fn sandbox() -> Sandbox {
         Sandbox {
             id: SandboxId::parse("sbx_1").unwrap(),
             state: SandboxState::Running,
@@ -337,9 +338,22 @@ mod tests {
         assert_eq!(record["created_at"], "2026-01-02T03:04:05.000000Z");
         assert_eq!(record["started_at"], "2026-01-02T03:04:06.500000Z");
         assert_eq!(record["timeout_remaining_ms"], 240_000);
+        assert_eq!(record["total_runtime_sec"], serde_json::Value::Null, "it never was command-ready");
         assert_eq!(record["external_workspace_id"], "acme");
         assert_eq!(record["resource_contract"]["id"], "sandbox/small@v1");
         assert!(!record.to_string().contains("SECRET"));
+    }
+
+    #[test]
+    fn a_paused_sandbox_says_since_when_and_how_long_it_ran() {
+        let mut paused = sandbox();
+        (paused.state, paused.ran_ms) = (SandboxState::Paused, 90_500);
+        (paused.ready_at, paused.paused_at) = (paused.started_at, Some(NOW));
+        paused.forked_from = SandboxId::parse("sbx_2");
+        let record = SandboxRecord::at(paused, NOW);
+        assert_eq!((record.total_runtime_sec, record.timeout_remaining_ms), (Some(90), None));
+        assert_eq!(record.paused_at.as_deref(), Some("2026-01-02T03:05:06.500000Z"));
+        assert_eq!((record.forked_from.as_deref(), record.checkpoint_pending), (Some("sbx_2"), false));
     }
 
     #[test]
