@@ -1,4 +1,4 @@
-//! The guest kernels: `tinyconfig` of the Debian source package, our fragments over it, no patch.
+//! The guest kernels: `tinyconfig` of the Debian source package, our fragments over it, and a patch where the recipe says so.
 
 use std::cell::OnceCell;
 use std::fs;
@@ -89,6 +89,10 @@ fn build(cache: &Cache, source: &Source<'_>, variant: &KernelVariant, epoch: u64
     for fragment in &fragments {
         fingerprint = fingerprint.text(fragment);
     }
+    let patch = variant.patch.as_ref().map(|name| recipe::dir().join(name));
+    if let Some(patch) = &patch {
+        fingerprint = fingerprint.text(&read(patch)?);
+    }
     if let Some(tick_hz) = variant.tick_hz {
         fingerprint = fingerprint.text(&format!("tick_hz {tick_hz}"));
     }
@@ -104,6 +108,7 @@ fn build(cache: &Cache, source: &Source<'_>, variant: &KernelVariant, epoch: u64
             let step = Step::begin(format!("Build kernel {} (several minutes)", variant.name), &log)?;
             let (tree, work) = (workbench.join(TREE), workbench.join(&variant.name));
             let dir = cache.make("kernel", &hash, |out| {
+                let _patched = patch.as_deref().map(|patch| Patched::apply(&step, &tree, patch)).transpose()?;
                 fs::create_dir_all(&work)?;
                 let kconfig = variant.tick_hz.map(|tick_hz| with_tick(&tree, &work, tick_hz)).transpose()?;
                 let make = Make { step: &step, tree: &tree, work: &work, kconfig, epoch };
@@ -117,6 +122,36 @@ fn build(cache: &Cache, source: &Source<'_>, variant: &KernelVariant, epoch: u64
     };
     let release = read(&dir.join("release"))?;
     Ok(Kernel { name: variant.name.clone(), dir, release })
+}
+
+/// The source with a patch, until this is dropped: the variants share one tree.
+struct Patched<'a> {
+    step: &'a Step,
+    tree: &'a Path,
+    patch: &'a Path,
+}
+
+impl<'a> Patched<'a> {
+    fn apply(step: &'a Step, tree: &'a Path, patch: &'a Path) -> Result<Self> {
+        step.run(&mut Self::command(tree, patch, "--forward"))?;
+        Ok(Self { step, tree, patch })
+    }
+
+    /// Exact: a patch that no longer fits its source is not to be guessed at.
+    fn command(tree: &Path, patch: &Path, direction: &str) -> Command {
+        let mut command = Command::new("patch");
+        command.args(["--batch", "--strip=1", "--fuzz=0", direction]).arg("--directory").arg(tree);
+        command.arg("--input").arg(patch);
+        command
+    }
+}
+
+impl Drop for Patched<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.step.run(&mut Self::command(self.tree, self.patch, "--reverse")) {
+            eprintln!("{error:#}");
+        }
+    }
 }
 
 /// A top Kconfig file beside the source's own that defines the tick's frequency first: the first default that holds wins,

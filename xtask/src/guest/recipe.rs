@@ -40,6 +40,8 @@ pub struct KernelVariant {
     pub name: String,
     /// Config fragments in `guest/image/`; a later one wins.
     pub fragments: Vec<String>,
+    /// A change of the source, for this variant alone: a patch in `guest/image/`.
+    pub patch: Option<String>,
     /// Timer ticks a second, where none of the source's choices (100 and more) will do.
     pub tick_hz: Option<u32>,
 }
