@@ -148,6 +148,30 @@ async fn cycles(life: &Life, times: usize, snapshots: bool) -> Result<()> {
     Ok(())
 }
 
+/// Makes many sandboxes at once, forks the first as often at once, and prints when each was there.
+async fn many(life: &Life, times: usize) -> Result<()> {
+    let first = life.create().await?;
+    let begun = Instant::now();
+    let made = futures_util::future::join_all((0..times).map(|_| async {
+        let made = life.create().await?;
+        Ok::<_, Box<dyn Error>>((begun.elapsed(), made.boot_ms))
+    }));
+    for made in made.await {
+        println!("create: {:?}", made?);
+    }
+    let snapshot = life.engine.snapshot(&first.id, SnapshotSpec::default()).await?;
+    let begun = Instant::now();
+    let made = futures_util::future::join_all((0..times).map(|_| async {
+        let made = life.fork(ForkSource::Snapshot(snapshot.id.clone())).await?;
+        Ok::<_, Box<dyn Error>>((begun.elapsed(), made.boot_ms))
+    }));
+    for made in made.await {
+        println!("fork: {:?}", made?);
+    }
+    life.engine.delete_snapshot(&snapshot.id).await?;
+    Ok(())
+}
+
 /// Fills the file system of `folder` and asks for what then has no room: the sandbox must run on each time.
 async fn full(life: &Life, folder: &std::path::Path) -> Result<()> {
     let it = life.create().await?;
@@ -210,7 +234,9 @@ async fn main() -> Result<()> {
     let (flags, words): (Vec<String>, Vec<String>) = std::env::args().skip(1).partition(|word| word.starts_with("--"));
     let flag = |name: &str| flags.iter().any(|flag| flag == name);
     let folder = PathBuf::from(
-        words.first().ok_or("usage: life [--cold] [--cycles [--snapshots] | --check | --full] <folder> [<times>]")?,
+        words
+            .first()
+            .ok_or("usage: life [--cold] [--cycles [--snapshots] | --check | --full | --many] <folder> [<times>]")?,
     );
     let times: usize = words.get(1).map_or(Ok(1), |times| times.parse())?;
     let config = EngineConfig {
@@ -228,6 +254,8 @@ async fn main() -> Result<()> {
     }
     if led.is_ok() && flag("--check") {
         led = check(&life).await;
+    } else if led.is_ok() && flag("--many") {
+        led = many(&life, times).await;
     } else if led.is_ok() && flag("--full") {
         led = full(&life, &folder).await;
     } else if led.is_ok() && flag("--cycles") {
