@@ -22,6 +22,7 @@ pub fn tests(shared: &Arc<Shared>) -> Vec<Trial> {
         parallel(shared, "cli::cp_copies_both_ways", cp),
         parallel(shared, "cli::logs_show_the_console", logs),
         parallel(shared, "cli::run_makes_and_removes_a_sandbox", run),
+        parallel(shared, "cli::a_sandbox_is_led_through_its_life", life),
         parallel(shared, "cli::rm_destroys", rm),
         parallel(shared, "cli::doctor_finds_this_host_fit", doctor),
         parallel(shared, "cli::demo_does_the_main_job", demo),
@@ -171,6 +172,38 @@ fn run(shared: &Shared) -> Result<()> {
     Ok(())
 }
 
+fn life(shared: &Shared) -> Result<()> {
+    let shape = ["--cpus", "1", "--memory", "512", "--disk", "4096"];
+    good(shared, &[&["run", "--keep", "--name", "cli-life"], &shape[..], &["-s", "--", "echo old > f"]].concat())?;
+    ensure!(good(shared, &["extend", "cli-life", "-t", "1800"])?.trim_end().ends_with("running"));
+    ensure!(good(shared, &["pause", "cli-life"])?.trim_end().ends_with("paused"));
+    ensure!(good(shared, &["ls", "--state", "paused"])?.contains("cli-life"));
+    ensure!(good(shared, &["resume", "cli-life", "-e", "A=1"])?.trim_end().ends_with("running"));
+
+    let snapshot = good(shared, &["snapshot", "create", "cli-life", "-m", "the old one"])?.trim_end().to_owned();
+    good(shared, &["snapshot", "name", &snapshot, "cli-golden"])?;
+    let listed = good(shared, &["snapshot", "ls", "cli-life"])?;
+    ensure!(listed.contains(&snapshot) && listed.contains("cli-golden") && listed.contains("the old one"), "{listed}");
+    let child = good(shared, &["fork", "cli-golden", "--name", "cli-child"])?.trim_end().to_owned();
+    good(shared, &["exec", "cli-life", "-s", "--", "echo $A > f"])?;
+    ensure!(good(shared, &["exec", "cli-life", "--", "cat", "f"])? == "1\n");
+    ensure!(good(shared, &["restore", "cli-life", "cli-golden"])?.trim_end().ends_with("running"));
+    ensure!(good(shared, &["exec", "cli-life", "--", "cat", "f"])? == "old\n");
+
+    let tree = good(shared, &["tree", "cli-life"])?;
+    let place = |text: &str| tree.find(text).with_context(|| format!("no {text} in\n{tree}"));
+    ensure!(place(&snapshot)? < place("cli-life")? && place(&snapshot)? < place(&child)?, "{tree}");
+    ensure!(tree.contains("└─ ● ") && tree.contains("memory"), "{tree}");
+
+    let kept = cove(shared, &["snapshot", "rm", "cli-golden"])?;
+    ensure!(kept.status.code() == Some(1) && err(&kept).contains("SNAPSHOT_IN_USE"), "{kept:?}");
+    good(shared, &["snapshot", "rm", "-f", "cli-golden"])?;
+    ensure!(good(shared, &["stop", "cli-life"])?.trim_end().ends_with("paused"));
+    good(shared, &["rm", "cli-life", "cli-child"])?;
+    ensure!(!good(shared, &["tree"])?.contains("cli-"));
+    Ok(())
+}
+
 fn rm(shared: &Shared) -> Result<()> {
     let api = shared.host()?.api();
     let create = |name: &str| -> Result<String> {
@@ -234,5 +267,12 @@ fn bench(shared: &Shared) -> Result<()> {
     let figure = |name: &str| figures[name].as_f64().with_context(|| format!("no {name} in {figures}"));
     ensure!(figure("p50_ms")? > 0.0 && figure("p95_ms")? >= figure("p50_ms")?, "{figures}");
     ensure!(figures["host_outside_kvm_run_ms"]["p50_ms"].as_f64().is_some_and(|ms| ms > 0.0), "{figures}");
+    for op in ["create", "restore", "fork", "snapshot", "pause"] {
+        let text = good(shared, &["bench", op, "-n", "1", "--json"])?;
+        let figures: Value = serde_json::from_str(&text)?;
+        ensure!(figures["success"] == 1 && figures["failed"] == 0, "{figures}");
+        ensure!(figures["p99_ms"].as_f64().is_some_and(|ms| ms > 0.0) && figures["host"]["module"].is_string());
+    }
+    ensure!(!good(shared, &["ls", "--json"])?.contains("cove-bench"), "the bench leaves sandboxes");
     Ok(())
 }

@@ -87,7 +87,7 @@ impl Op {
             }
             Op::Run => {
                 "guest_ms is the processor time in which the machine's busiest vCPU ran the guest from its start to the \
-                 command's end (without its handling of exits), read right after the answer; host_ms = wall - guest_ms. \
+                 command's end (without its handling of exits), read right after the answer; host_ms = wall - guest_ms, waiting for a processor included. \
                  boot_ms is the engine's time from the request to command-ready"
             }
             Op::Create | Op::Restore { .. } | Op::Fork { .. } => {
