@@ -9,6 +9,7 @@ mod harness;
 mod boot;
 mod cli;
 mod disks;
+mod faults;
 mod lives;
 mod recovery;
 mod rest;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         sdk::tests(&shared),
         lives::tests(&shared),
         recovery::tests(&shared),
+        faults::tests(&shared),
     ];
     let conclusion = libtest_mimic::run(&arguments, tests.into_iter().flatten().collect());
     let failed = conclusion.has_failed();

@@ -66,6 +66,25 @@ impl Programs {
     }
 }
 
+/// Copies what is in a folder to a small file system, and runs a program that finds that in the folder's place.
+const LIMITED: &str = r#"images=$1; room=$2; shift 2
+cp -a --sparse=always "$images" "$images.all" && mount -t tmpfs -o "size=$room" tmpfs "$images" \
+    && cp -a --sparse=always "$images.all/." "$images" && rm -r "$images.all" && exec "$@""#;
+
+/// `command` in a mount namespace of its own, which needs no rights beyond the caller's.
+fn limited(command: &Command, images: &Path, room: &str) -> Command {
+    let mut limited = Command::new("unshare");
+    limited.args(["--map-root-user", "--mount", "sh", "-c", LIMITED, "sh"]).arg(images).arg(room);
+    limited.arg(command.get_program()).args(command.get_args()).stdin(Stdio::null());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => limited.env(name, value),
+            None => limited.env_remove(name),
+        };
+    }
+    limited
+}
+
 fn newest_build() -> Result<PathBuf> {
     let test = std::env::current_exe()?;
     let target = test.ancestors().nth(3).context("The test program lies in no target folder")?;
@@ -80,7 +99,9 @@ fn newest_build() -> Result<PathBuf> {
 pub struct TestHost {
     pub programs: Programs,
     dir: TempDir,
-    env: Vec<(String, String)>,
+    env: Mutex<Vec<(String, String)>>,
+    /// The room that the server's images have from the next start on, as a size of mount(8).
+    images_room: Mutex<Option<String>>,
     server: Mutex<Option<Child>>,
     api: Mutex<Option<Api>>,
     history: Arc<Mutex<Vec<String>>>,
@@ -103,15 +124,15 @@ impl TestHost {
         // Removed by `end`, when the processes are gone.
         let dir = tempfile::Builder::new().prefix("cove-e2e-").disable_cleanup(true).tempdir()?;
         processes::register(dir.path());
-        let env = env.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+        let env = env.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect::<Vec<_>>().into();
         if let Some(data) = data {
             // Holes stay holes, and what the file system can share is shared.
             let copied =
                 Command::new("cp").args(["-a", "--reflink=auto"]).arg(data).arg(dir.path().join("data")).status()?;
             ensure!(copied.success(), "Cannot copy {}: {copied}", data.display());
         }
-        let (server, api, history) = Default::default();
-        let host = Self { programs, dir, env, server, api, history };
+        let (images_room, server, api, history) = Default::default();
+        let host = Self { programs, dir, env, images_room, server, api, history };
         host.launch()?;
         Ok(host)
     }
@@ -150,7 +171,12 @@ impl TestHost {
     pub fn launch(&self) -> Result<()> {
         let log = OpenOptions::new().append(true).create(true).open(self.dir().join("server.log"))?;
         let mut command = self.cove(&["serve", "--port", "0"]);
-        command.envs(self.env.clone()).env("COVE_LOG", "info,cove_engine=debug,cove_api=debug");
+        if let Some(room) = &*self.images_room.lock().unwrap_or_else(PoisonError::into_inner) {
+            command = limited(&command, &self.data_dir().join("images"), room);
+        }
+        command
+            .envs(self.env.lock().unwrap_or_else(PoisonError::into_inner).clone())
+            .env("COVE_LOG", "info,cove_engine=debug,cove_api=debug");
         let mut child = command.stdout(Stdio::piped()).stderr(log).spawn().context("Cannot start cove serve")?;
         let output = child.stdout.take().context("The server has no output")?;
         *self.server.lock().unwrap_or_else(PoisonError::into_inner) = Some(child);
@@ -159,6 +185,27 @@ impl TestHost {
         let api = Api::new(port, token.trim().to_owned(), Arc::clone(&self.history))?;
         *self.api.lock().unwrap_or_else(PoisonError::into_inner) = Some(api);
         Ok(())
+    }
+
+    /// From the next start on the server's images lie on a file system with `room` bytes, of its own and not seen from here.
+    pub fn limit_images(&self, room: &str) {
+        *self.images_room.lock().unwrap_or_else(PoisonError::into_inner) = Some(room.to_owned());
+    }
+
+    /// The next start is one without what was added to the environment.
+    pub fn forget_environment(&self) {
+        self.env.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// Waits until the server died by itself.
+    pub fn wait_server_gone(&self) -> Result<()> {
+        let mut child = self.take_server()?;
+        let gone = until("the server is gone", STOP_TIMEOUT, || Ok(child.try_wait()?.is_some()));
+        if gone.is_err() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        gone.map(drop)
     }
 
     /// The server's process.

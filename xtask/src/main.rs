@@ -12,6 +12,7 @@ mod guest;
 mod licences;
 mod run;
 mod setup;
+mod soak;
 mod step;
 mod test;
 mod tidy;
@@ -41,6 +42,8 @@ enum Task {
     Run(run::Args),
     /// Set up, check, build, and run every test.
     Test,
+    /// The long tests with their full counts: cycles, forks, every fault at every step. Takes hours.
+    Soak(soak::Args),
     /// Format, lints, types, unit tests, generated files, house rules, licences.
     Check,
     /// Write the generated files: OpenAPI document, UI types.
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
         Task::Build(args) => build::run(&args),
         Task::Run(args) => run::run(&args),
         Task::Test => test::run(),
+        Task::Soak(args) => soak::run(&args),
         Task::Check => check::run(),
         Task::Codegen(args) => codegen::run(&args),
     };
