@@ -55,6 +55,10 @@ const EVENTS_MAX: usize = 128;
 /// A command younger than this is likely to be a short one.
 const YOUNG: Duration = Duration::from_secs(1);
 
+/// How long nothing happens before a shell is made that waits: commands that follow each other closely would only share
+/// the processor with it.
+const QUIET: Duration = Duration::from_millis(100);
+
 /// Ended children that are kept while commands are being started.
 const UNCLAIMED_MAX: usize = 1024;
 
@@ -181,9 +185,14 @@ impl<'a> Server<'a> {
                 self.prepare();
             }
             events.clear();
+            let quiet = timeout.is_none_or(|timeout| timeout > QUIET_TIMEOUT) && self.misses_shell();
+            let timeout = if quiet { Some(QUIET_TIMEOUT) } else { timeout };
             match epoll::wait(&self.watch, rustix::buffer::spare_capacity(&mut events), timeout.as_ref()) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
+            }
+            if quiet && events.is_empty() {
+                self.shells.want();
             }
             for event in &events {
                 self.note(Token::of(event.data), event.flags);
@@ -210,19 +219,20 @@ impl<'a> Server<'a> {
         Some(Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) })
     }
 
-    /// What can wait until nobody does: closing the last commands' pipes, making the next one's, and having a shell wait for
-    /// it. A command that began just now is waited for by somebody.
+    /// True when no shell waits and none is being made, and no command runs that somebody waits for.
+    fn misses_shell(&self) -> bool {
+        let commands = || self.connections.iter().filter_map(|connection| connection.command.as_ref());
+        self.shells.is_absent() && {
+            let now = Instant::now();
+            commands().all(|command| command.age(now) >= YOUNG)
+        }
+    }
+
+    /// What can wait until nobody does: closing the last commands' pipes and making the next one's.
     fn prepare(&mut self) {
         self.finished.clear();
-        let commands = || self.connections.iter().filter_map(|connection| connection.command.as_ref());
-        if self.spare.is_none() && commands().next().is_none() {
+        if self.spare.is_none() && self.connections.iter().all(|connection| connection.command.is_none()) {
             self.spare = self.watch.pipes().ok();
-        }
-        if self.shells.is_absent() {
-            let now = Instant::now();
-            if commands().all(|command| command.age(now) >= YOUNG) {
-                self.shells.want();
-            }
         }
     }
 
@@ -563,6 +573,9 @@ fn started_reply(pid: Pid) -> Reply {
 }
 
 const ZERO: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+
+/// [`QUIET`] for the kernel.
+const QUIET_TIMEOUT: Timespec = Timespec { tv_sec: 0, tv_nsec: QUIET.as_nanos() as i64 };
 
 /// The longest single wait; a deadline further away is simply looked at again.
 const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
