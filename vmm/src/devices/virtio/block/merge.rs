@@ -136,7 +136,14 @@ mod tests {
     fn disk(base: &Path, layers: &[PathBuf]) -> Disk {
         let mut chain = vec![LayerSpec { path: base.to_owned(), format: LayerFormat::Raw }];
         chain.extend(layers.iter().map(|path| LayerSpec { path: path.clone(), format: LayerFormat::Qcow2 }));
-        Disk::open(&DiskSpec { layers: chain, read_only: false }).unwrap()
+        let spec = DiskSpec { layers: chain, read_only: false };
+        // A test on another thread that starts a process holds our descriptors, and with them their locks, until its exec.
+        loop {
+            match Disk::open(&spec) {
+                Err(LayerError::Locked(_)) => std::thread::yield_now(),
+                opened => return opened.unwrap(),
+            }
+        }
     }
 
     fn content(disk: &Disk) -> Vec<u8> {
