@@ -152,14 +152,16 @@ pub fn build(config: &MachineConfig) -> Result<Machine, BuildError> {
 /// A VM with KVM's own interrupt controllers and timer.
 fn create_vm(host: &Host) -> Result<VmFd, BuildError> {
     let vm = host.kvm.create_vm().map_err(kvm("create a VM"))?;
+    if host.assist {
+        // First: KVM waits for its readers after each of these steps, and that takes a dozen milliseconds instead of none
+        // when another such wait has just ended (synchronize_srcu's hold-off in Linux's kernel/rcu/srcutree.c).
+        watch_syscall_msrs(&vm)?;
+    }
     vm.set_identity_map_address(IDENTITY_MAP_START).map_err(kvm("place its identity map"))?;
     vm.set_tss_address(TSS_START as usize).map_err(kvm("place its task state segment"))?;
     vm.create_irq_chip().map_err(kvm("create interrupt controllers"))?;
     let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
     vm.create_pit2(pit).map_err(kvm("create a timer"))?;
-    if host.assist {
-        watch_syscall_msrs(&vm)?;
-    }
     Ok(vm)
 }
 

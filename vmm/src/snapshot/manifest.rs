@@ -2,7 +2,7 @@
 //! with a manifest is whole.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -98,7 +98,9 @@ impl Manifest {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(ManifestError::Missing(folder.into())),
             Err(error) => return Err(ManifestError::Read(error)),
         };
-        let manifest: Self = serde_json::from_reader(io::Read::take(file, MANIFEST_BYTES_MAX))?;
+        let mut text = Vec::new();
+        file.take(MANIFEST_BYTES_MAX).read_to_end(&mut text).map_err(ManifestError::Read)?;
+        let manifest: Self = serde_json::from_slice(&text)?;
         if manifest.format != FORMAT {
             return Err(ManifestError::Format(manifest.format));
         }
