@@ -22,7 +22,8 @@ const TELL_TALES: [&str; 28] = [
     "cat /proc/$$/oom_score_adj /proc/$$/cgroup /proc/$$/limits /proc/$$/coredump_filter /proc/$$/personality",
     "grep -E '^(Umask|Tgid|NSpid|PPid|TracerPid|Uid|Gid|FDSize|Groups|Threads|Sig[PBIC]|Shd|Cap|NoNew|Seccomp|Cpus_a)' /proc/$$/status",
     "set -- $(cat /proc/$$/stat); echo $1 $2 $4 $5 $6 $7 $8 ${18} ${19} ${20} ${41}",
-    "ls -l /proc/$$/fd | awk 'NR > 1 { print $1, $9, $10, $11 }' | sed 's/pipe:.*/pipe/; s/proc.*/proc/'",
+    // Without a pipeline of its own, whose ends the shell would hold for a moment.
+    "for f in /proc/$$/fd/*; do t=other; [ -p $f ] && t=pipe; [ -c $f ] && t=device; echo ${f##*/} $t; done",
     "od -An -v -w16 -tu8 /proc/$$/auxv | awk '{ print $1 }'",
     "ls -d /proc/$$/task/*; cat /proc/$$/timers /proc/$$/sessionid 2>/dev/null",
     "read line; echo \"$?|$line\"; cat; [ -t 0 ] || echo no terminal",
@@ -63,7 +64,21 @@ fn run(agent: &Agent, exec: &Exec) -> (u32, Outcome) {
 
 /// What can be compared: the process's own number is no part of it.
 fn told(pid: u32, outcome: &Outcome) -> (String, String, ExitStatus) {
-    let mask = |text: &str| text.replace(&pid.to_string(), "PID");
+    let number = pid.to_string();
+    // As a word of its own: the digits may also be part of another number.
+    let mask = |text: &str| {
+        let mut masked = String::new();
+        let mut rest = text;
+        while let Some(at) = rest.find(&number) {
+            let (before, after) = (&rest[..at], &rest[at + number.len()..]);
+            let part = before.ends_with(|letter: char| letter.is_ascii_digit())
+                || after.starts_with(|letter: char| letter.is_ascii_digit());
+            masked.push_str(before);
+            masked.push_str(if part { &number } else { "PID" });
+            rest = after;
+        }
+        masked + rest
+    };
     (mask(&outcome.stdout), mask(&outcome.stderr), outcome.exit.status)
 }
 
