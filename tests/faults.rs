@@ -136,8 +136,9 @@ fn check(host: &TestHost, id: &str, operation: Operation) -> Result<()> {
     sandbox.destroy()
 }
 
-/// A file system with room for some memory, not for all.
-const IMAGES_BYTES: &str = "56M";
+/// A file system with room for a template's image and for what its machine reads of the holes in that (a page of a hole
+/// takes room on a tmpfs once it is read), but not for another image beside.
+const IMAGES_BYTES: &str = "150M";
 
 fn full_disk(shared: &Shared) -> Result<()> {
     shared.own_host()?.test(|host| {
@@ -147,7 +148,7 @@ fn full_disk(shared: &Shared) -> Result<()> {
         let sandbox = host.sandbox(&small())?;
         sandbox.write_file("/workspace/kept", "kept")?;
         // Memory that is not zero, and so must be kept somewhere.
-        sandbox.write_file("/dev/shm/much", vec![0x5a; 24 << 20])?;
+        sandbox.write_file("/dev/shm/much", vec![0x5a; 32 << 20])?;
         for route in ["/pause", "/snapshots"] {
             let answer = host.api().post(&sandbox.path(route), &json!({}))?;
             ensure!(answer.status == 507, "{route}: {} {}", answer.status, String::from_utf8_lossy(&answer.body));
