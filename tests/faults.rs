@@ -1,6 +1,9 @@
 //! The server, a machine, or both die at each journalled step of an operation; and the disk is full. Afterwards every
 //! sandbox is in a legal state with every acknowledged byte, every snapshot is whole or absent, and every disk is whole.
 
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -136,19 +139,34 @@ fn check(host: &TestHost, id: &str, operation: Operation) -> Result<()> {
     sandbox.destroy()
 }
 
-/// A file system with room for a template's image and for what its machine reads of the holes in that (a page of a hole
-/// takes room on a tmpfs once it is read), but not for another image beside.
-const IMAGES_BYTES: &str = "150M";
+/// A file system with room for a template's image and for all that its machine may read of the holes in that (a page of a
+/// hole takes room on a tmpfs once it is read).
+const IMAGES_ROOM: &str = "640M";
+
+/// What is left of it: too little for another image.
+const LEFT_BYTES: u64 = 40 << 20;
+
+/// Fills the server's images but for [`LEFT_BYTES`], and gives the file that does.
+fn fill(host: &TestHost) -> Result<PathBuf> {
+    let path = format!("/proc/{}/root{}/filler", host.server_pid()?, host.data_dir().join("images").display());
+    let mut file = File::create(&path)?;
+    let chunk = vec![0x5a; 1 << 20];
+    let mut length = 0;
+    while file.write_all(&chunk).is_ok() {
+        length += chunk.len() as u64;
+    }
+    file.set_len(length - LEFT_BYTES)?;
+    Ok(path.into())
+}
 
 fn full_disk(shared: &Shared) -> Result<()> {
     shared.own_host()?.test(|host| {
         host.stop_server()?;
-        host.limit_images(IMAGES_BYTES);
+        host.limit_images(IMAGES_ROOM);
         host.launch()?;
         let sandbox = host.sandbox(&small())?;
         sandbox.write_file("/workspace/kept", "kept")?;
-        // Memory that is not zero, and so must be kept somewhere.
-        sandbox.write_file("/dev/shm/much", vec![0x5a; 32 << 20])?;
+        let filler = fill(host)?;
         for route in ["/pause", "/snapshots"] {
             let answer = host.api().post(&sandbox.path(route), &json!({}))?;
             ensure!(answer.status == 507, "{route}: {} {}", answer.status, String::from_utf8_lossy(&answer.body));
@@ -158,7 +176,10 @@ fn full_disk(shared: &Shared) -> Result<()> {
             ensure!(sandbox.run("echo alive")?.stdout == "alive\n", "after {route}");
         }
         ensure!(host.api().get(&sandbox.path("/snapshots"))?.data()? == json!([]), "half a snapshot is listed");
-        sandbox.run("rm /dev/shm/much")?;
+        // With room again it is paused, and nothing was lost.
+        fs::remove_file(filler)?;
+        ensure!(sandbox.post("/pause", &json!({}))?["state"] == "paused");
+        ensure!(sandbox.read_file("/workspace/kept")?.body == b"kept");
         sandbox.destroy()?;
         match host.machines() {
             left if left.is_empty() => Ok(()),
