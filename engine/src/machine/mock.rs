@@ -25,7 +25,7 @@ pub(crate) const FULL: &str = "mock-full";
 pub(crate) const UNFIT: &str = "mock-unfit";
 
 /// What a healthy host says.
-const PROBE: &str = r#"{"kvm":"/dev/kvm","problem":null,"assist":false,"vcpus_max":16,"cpu_model":"","module":"kvm_intel","fingerprint":"f0"}"#;
+pub(crate) const PROBE: &str = r#"{"kvm":"/dev/kvm","problem":null,"assist":false,"vcpus_max":16,"cpu_model":"","module":"kvm_intel","fingerprint":"f0"}"#;
 
 /// A configuration below `folder` whose machines are mocks.
 pub(crate) fn config(folder: &Path) -> EngineConfig {
@@ -34,11 +34,16 @@ pub(crate) fn config(folder: &Path) -> EngineConfig {
         // Once: files written anew would be another image, and another host.
         make(&guest, &vmm);
     }
+    below(folder)
+}
+
+/// A configuration that has everything below `folder`.
+pub(crate) fn below(folder: &Path) -> EngineConfig {
     EngineConfig {
         data_dir: Some(folder.join("data")),
         runtime_dir: Some(folder.join("run")),
-        guest_dir: Some(guest),
-        vmm: Some(vmm),
+        guest_dir: Some(folder.join("guest")),
+        vmm: Some(folder.join("vmm")),
         kvm: None,
         warm_pool: 0,
         limits: EngineLimits::default(),

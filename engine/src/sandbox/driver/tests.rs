@@ -9,14 +9,12 @@ use std::time::Duration;
 use super::*;
 use crate::config::Paths;
 use crate::events::Event;
+use crate::machine::mock::{PROBE, below};
 use crate::sandbox::SandboxSpec;
 use crate::{Engine, EngineConfig, EngineLimits};
 
 /// How long these failures may take.
 const SOON: Duration = Duration::from_secs(60);
-
-/// What a healthy host says.
-const PROBE: &str = r#"{"kvm":"/dev/kvm","problem":null,"assist":false,"vcpus_max":16,"cpu_model":"","module":"kvm_intel","fingerprint":"f0"}"#;
 
 struct Host {
     _folder: tempfile::TempDir,
@@ -72,15 +70,7 @@ pub(crate) fn scripted(folder: &Path, disk: &str, machine: &str) -> EngineConfig
         format!("#!/bin/sh\ncase $1 in\nprobe) echo '{PROBE}';;\ndisk) {disk};;\n--control) {machine};;\nesac\n");
     fs::write(&vmm, script).unwrap();
     fs::set_permissions(&vmm, fs::Permissions::from_mode(0o755)).unwrap();
-    EngineConfig {
-        data_dir: Some(folder.join("data")),
-        runtime_dir: Some(folder.join("run")),
-        guest_dir: Some(guest),
-        vmm: Some(vmm),
-        kvm: None,
-        warm_pool: 0,
-        limits: EngineLimits::default(),
-    }
+    below(folder)
 }
 
 #[tokio::test]
