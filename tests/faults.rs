@@ -30,6 +30,7 @@ pub fn tests(shared: &Arc<Shared>) -> Vec<Trial> {
         parallel(shared, "faults::destroy", |shared| all(shared, Operation::Destroy)),
         parallel(shared, "faults::flatten", |shared| all(shared, Operation::Flatten)),
         parallel(shared, "faults::a_full_disk_fails_a_pause_and_a_snapshot_and_nothing_else", full_disk),
+        parallel(shared, "faults::a_full_disk_holds_the_writes_of_a_guest_until_there_is_room", full_layers),
     ]
 }
 
@@ -144,29 +145,66 @@ fn check(host: &TestHost, id: &str, operation: Operation) -> Result<()> {
 const IMAGES_ROOM: &str = "640M";
 
 /// What is left of it: too little for another image.
-const LEFT_BYTES: u64 = 40 << 20;
+const IMAGES_LEFT_BYTES: u64 = 40 << 20;
 
-/// Fills the server's images but for [`LEFT_BYTES`], and gives the file that does.
-fn fill(host: &TestHost) -> Result<PathBuf> {
-    let path = format!("/proc/{}/root{}/filler", host.server_pid()?, host.data_dir().join("images").display());
+/// A file system with room for a template's layers and a sandbox's, and what is left of it for the guest.
+const LAYERS_ROOM: &str = "160M";
+const LAYERS_LEFT_BYTES: u64 = 8 << 20;
+
+/// Fills a folder of the data directory, as the server sees it, but for `left` bytes, and gives the file that does.
+fn fill(host: &TestHost, folder: &str, left: u64) -> Result<PathBuf> {
+    let path = format!("/proc/{}/root{}/filler", host.server_pid()?, host.data_dir().join(folder).display());
     let mut file = File::create(&path)?;
     let chunk = vec![0x5a; 1 << 20];
     let mut length = 0;
     while file.write_all(&chunk).is_ok() {
         length += chunk.len() as u64;
     }
-    file.set_len(length - LEFT_BYTES)?;
+    file.set_len(length.saturating_sub(left))?;
     Ok(path.into())
+}
+
+/// Of 24 MiB of the letter x.
+const LARGE_SHA256: &str = "f2deb61684a0aa6f0fb8d808348b5ec16d3f209e80619a72a40be9465bbd61d5";
+
+/// The sandbox's disk waits for room.
+fn is_held(sandbox: &TestSandbox, host: &TestHost) -> Result<bool> {
+    Ok(host.api().get(&sandbox.path("/stats"))?.data()?["devices"]["block0"]["held"] == true)
+}
+
+fn full_layers(shared: &Shared) -> Result<()> {
+    shared.own_host()?.test(|host| {
+        host.stop_server()?;
+        host.limit("layers", LAYERS_ROOM);
+        host.launch()?;
+        let sandbox = host.sandbox(&small())?;
+        let filler = fill(host, "layers", LAYERS_LEFT_BYTES)?;
+        // A third of it has room; the command waits for the rest, and nothing else waits for the command.
+        let write = "head -c 24M /dev/zero | tr '\\0' x > /workspace/large && sync && sha256sum < /workspace/large";
+        let started = format!("({write}) > /tmp/written 2>&1 & echo started");
+        ensure!(sandbox.run(&started)?.stdout == "started\n");
+        until("the disk waits for room", SETTLED_MAX, || is_held(&sandbox, host))?;
+        ensure!(sandbox.run("echo alive")?.stdout == "alive\n", "a command that needs no disk");
+        ensure!(sandbox.run("cat /tmp/written")?.stdout.is_empty(), "the command did not wait");
+        fs::remove_file(filler)?;
+        let done = || Ok(!sandbox.run("cat /tmp/written")?.stdout.is_empty());
+        until("the command ends", SETTLED_MAX, done)?;
+        let written = sandbox.run("cat /tmp/written")?.stdout;
+        ensure!(written == format!("{LARGE_SHA256}  -\n"), "{written:?}");
+        ensure!(!is_held(&sandbox, host)?, "it still waits");
+        ensure!(sandbox.run("touch /workspace/more")?.exit_code == 0, "the file system stopped");
+        sandbox.destroy()
+    })
 }
 
 fn full_disk(shared: &Shared) -> Result<()> {
     shared.own_host()?.test(|host| {
         host.stop_server()?;
-        host.limit_images(IMAGES_ROOM);
+        host.limit("images", IMAGES_ROOM);
         host.launch()?;
         let sandbox = host.sandbox(&small())?;
         sandbox.write_file("/workspace/kept", "kept")?;
-        let filler = fill(host)?;
+        let filler = fill(host, "images", IMAGES_LEFT_BYTES)?;
         for route in ["/pause", "/snapshots"] {
             let answer = host.api().post(&sandbox.path(route), &json!({}))?;
             ensure!(answer.status == 507, "{route}: {} {}", answer.status, String::from_utf8_lossy(&answer.body));

@@ -21,4 +21,4 @@ pub mod guest;
 pub mod frame;
 
 /// Changes whenever a type of this crate changes.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;

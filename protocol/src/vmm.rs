@@ -283,6 +283,8 @@ pub struct DeviceStats {
     pub requests: u64,
     /// Requests refused as malformed, and host failures.
     pub errors: u64,
+    /// A write waits, with all that follow it, since the host's file system has no room for it.
+    pub held: bool,
 }
 
 /// What `vmm probe` prints as JSON: what this host can do for a machine.

@@ -67,14 +67,14 @@ impl Programs {
 }
 
 /// Copies what is in a folder to a small file system, and runs a program that finds that in the folder's place.
-const LIMITED: &str = r#"images=$1; room=$2; shift 2
-cp -a --sparse=always "$images" "$images.all" && mount -t tmpfs -o "size=$room" tmpfs "$images" \
-    && cp -a --sparse=always "$images.all/." "$images" && rm -r "$images.all" && exec "$@""#;
+const LIMITED: &str = r#"folder=$1; room=$2; shift 2
+cp -a --sparse=always "$folder" "$folder.all" && mount -t tmpfs -o "size=$room" tmpfs "$folder" \
+    && cp -a --sparse=always "$folder.all/." "$folder" && rm -r "$folder.all" && exec "$@""#;
 
 /// `command` in a mount namespace of its own, which needs no rights beyond the caller's.
-fn limited(command: &Command, images: &Path, room: &str) -> Command {
+fn limited(command: &Command, folder: &Path, room: &str) -> Command {
     let mut limited = Command::new("unshare");
-    limited.args(["--map-root-user", "--mount", "sh", "-c", LIMITED, "sh"]).arg(images).arg(room);
+    limited.args(["--map-root-user", "--mount", "sh", "-c", LIMITED, "sh"]).arg(folder).arg(room);
     limited.arg(command.get_program()).args(command.get_args()).stdin(Stdio::null());
     for (name, value) in command.get_envs() {
         match value {
@@ -100,8 +100,8 @@ pub struct TestHost {
     pub programs: Programs,
     dir: TempDir,
     env: Mutex<Vec<(String, String)>>,
-    /// The room that the server's images have from the next start on, as a size of mount(8).
-    images_room: Mutex<Option<String>>,
+    /// A folder of the data directory and the room that it has from the next start on, as a size of mount(8).
+    room: Mutex<Option<(&'static str, &'static str)>>,
     server: Mutex<Option<Child>>,
     api: Mutex<Option<Api>>,
     history: Arc<Mutex<Vec<String>>>,
@@ -131,8 +131,8 @@ impl TestHost {
                 Command::new("cp").args(["-a", "--reflink=auto"]).arg(data).arg(dir.path().join("data")).status()?;
             ensure!(copied.success(), "Cannot copy {}: {copied}", data.display());
         }
-        let (images_room, server, api, history) = Default::default();
-        let host = Self { programs, dir, env, images_room, server, api, history };
+        let (room, server, api, history) = Default::default();
+        let host = Self { programs, dir, env, room, server, api, history };
         host.launch()?;
         Ok(host)
     }
@@ -171,8 +171,8 @@ impl TestHost {
     pub fn launch(&self) -> Result<()> {
         let log = OpenOptions::new().append(true).create(true).open(self.dir().join("server.log"))?;
         let mut command = self.cove(&["serve", "--port", "0"]);
-        if let Some(room) = &*self.images_room.lock().unwrap_or_else(PoisonError::into_inner) {
-            command = limited(&command, &self.data_dir().join("images"), room);
+        if let Some((folder, room)) = *self.room.lock().unwrap_or_else(PoisonError::into_inner) {
+            command = limited(&command, &self.data_dir().join(folder), room);
         }
         command
             .envs(self.env.lock().unwrap_or_else(PoisonError::into_inner).clone())
@@ -187,9 +187,10 @@ impl TestHost {
         Ok(())
     }
 
-    /// From the next start on the server's images lie on a file system with `room` bytes, of its own and not seen from here.
-    pub fn limit_images(&self, room: &str) {
-        *self.images_room.lock().unwrap_or_else(PoisonError::into_inner) = Some(room.to_owned());
+    /// From the next start on a folder of the data directory lies on a file system of its own with `room` bytes, which is
+    /// seen from the server's processes only.
+    pub fn limit(&self, folder: &'static str, room: &'static str) {
+        *self.room.lock().unwrap_or_else(PoisonError::into_inner) = Some((folder, room));
     }
 
     /// The next start is one without what was added to the environment.

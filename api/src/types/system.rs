@@ -151,6 +151,8 @@ pub struct DeviceFigures {
     pub requests: u64,
     /// Requests refused as malformed, and host failures.
     pub errors: u64,
+    /// A write waits, with all that follow it, since the host's file system has no room for it.
+    pub held: bool,
 }
 
 impl From<Stats> for MachineFigures {
@@ -166,6 +168,7 @@ impl From<Stats> for MachineFigures {
             write_bytes: device.write_bytes,
             requests: device.requests,
             errors: device.errors,
+            held: device.held,
         };
         Self {
             uptime_us: stats.uptime_us,

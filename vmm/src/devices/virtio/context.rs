@@ -33,10 +33,11 @@ impl Context {
     }
 
     /// Handles the chains of queue `index`, at most one queue's worth before other events get their turn. `handle`
-    /// returns how many bytes it wrote into the chain's device-writable part.
+    /// returns how many bytes it wrote into the chain's device-writable part, or `None` to leave the chain in the queue
+    /// as if it had not been looked at: the device drains again when it can go on.
     ///
     /// The driver is told once per round, and not at all where its `used_event` says that it does not care.
-    pub fn drain(&mut self, index: usize, mut handle: impl FnMut(Chain) -> u32) {
+    pub fn drain(&mut self, index: usize, mut handle: impl FnMut(Chain) -> Option<u32>) {
         let Some(queue) = self.queues.get(index) else { return };
         let mut budget = queue.size();
         while let Some(more) = self.drain_round(index, &mut budget, &mut handle) {
@@ -52,10 +53,16 @@ impl Context {
 
     /// One round: kicks off, all chains, interrupt, kicks on. Says whether the driver added more meanwhile, or `None`
     /// when the ring makes no sense.
-    fn drain_round(&mut self, index: usize, budget: &mut u16, handle: &mut impl FnMut(Chain) -> u32) -> Option<bool> {
+    fn drain_round(
+        &mut self,
+        index: usize,
+        budget: &mut u16,
+        handle: &mut impl FnMut(Chain) -> Option<u32>,
+    ) -> Option<bool> {
         let memory = self.memory.clone();
         self.queues[index].disable_notification(&*memory).ok()?;
         let first = Wrapping(self.queues[index].next_used());
+        let mut left = false;
         while *budget > 0 {
             let Some(chain) = self.queues[index].iter(memory.clone()).ok()?.next() else { break };
             *budget -= 1;
@@ -63,13 +70,22 @@ impl Context {
             if head >= self.queues[index].size() {
                 return None;
             }
-            let bytes = handle(chain);
+            let Some(bytes) = handle(chain) else {
+                self.queues[index].go_to_previous_position();
+                left = true;
+                break;
+            };
             self.queues[index].add_used(&*memory, head, bytes).ok()?;
         }
         let used = Wrapping(self.queues[index].next_used()) != first;
         if used {
             self.signal(index);
-        } else {
+        }
+        if left {
+            // Without kicks, which would only bring the same chain again.
+            return Some(false);
+        }
+        if !used {
             // A round without a chain must not repeat for ever.
             *budget = budget.saturating_sub(1);
         }

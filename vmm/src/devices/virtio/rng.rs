@@ -67,7 +67,7 @@ impl VirtioDevice for Rng {
                 self.stats.errors += 1;
             }
             self.stats.read_bytes += u64::from(bytes);
-            bytes
+            Some(bytes)
         });
     }
 

@@ -412,7 +412,8 @@ fn the_index_wraps() {
     assert_alive(&mut driver);
 }
 
-/// A device that watches an eventfd, reports what it sees, and panics on the word.
+/// A device that watches an eventfd, reports what it sees, and panics on the word. It leaves the chains of queue 0 where
+/// they are until it reads a 5.
 struct Watcher {
     event: EventFd,
     writable: bool,
@@ -464,20 +465,23 @@ impl VirtioDevice for Watcher {
         vec![Source { fd, token: 9, readable: true, writable: self.writable }]
     }
 
-    fn handle_queue(&mut self, index: usize, _context: &mut Context) {
+    fn handle_queue(&mut self, index: usize, context: &mut Context) {
         match index {
+            0 => context.drain(0, |_chain| self.closed.then_some(0)),
             1 if self.panics => panic!("asked to"),
             1 if self.kicked => self.writable = true,
-            1 => self.kicked = true,
-            _ => {}
+            _ => self.kicked = true,
         }
     }
 
-    fn handle_source(&mut self, token: u64, readiness: Readiness, _context: &mut Context) {
+    fn handle_source(&mut self, token: u64, readiness: Readiness, context: &mut Context) {
         if readiness.readable && self.event.read().unwrap() == 5 {
             self.closed = true;
         }
         self.writable = false;
+        if context.is_live(0) {
+            self.handle_queue(0, context);
+        }
         self.told.send((token, readiness)).unwrap();
     }
 
@@ -512,6 +516,29 @@ fn a_source_is_watched_for_what_the_device_asks() {
     driver.transport.pause();
     assert!(heard.try_recv().is_err());
     assert!(driver.faults.lock().unwrap().is_empty());
+}
+
+#[test]
+fn a_chain_that_is_left_in_its_queue_is_taken_later_and_survives_a_pause() {
+    let (device, event, heard) = watcher(false);
+    let mut driver = MockDriver::started(Box::new(device));
+    let heads: Vec<_> = (0..2)
+        .map(|_| {
+            let buffer = driver.readable(&[1]);
+            driver.submit(0, &[buffer])
+        })
+        .collect();
+    driver.kick(0);
+    event.write(1).unwrap();
+    heard.recv_timeout(DEADLINE).unwrap();
+    driver.transport.pause();
+    assert_eq!(driver.used_index(0), 0);
+    assert_eq!(driver.transport.save().unwrap().1.queues[0].next_available, 0);
+    driver.transport.resume();
+    event.write(5).unwrap();
+    for head in heads {
+        assert_eq!(driver.used(0).0, u32::from(head));
+    }
 }
 
 #[test]

@@ -1,6 +1,12 @@
 //! The block device's queue: takes chains, answers each on the worker's thread.
+//!
+//! A write that finds no room on the host's file system is not failed: the guest's file system would take its disk for
+//! broken and stop. The request stays in the queue, and with it all later ones, and is tried again once a second until
+//! there is room (as QEMU does with `werror=enospc`). A snapshot taken meanwhile has the request in its queue.
 
 use std::io::{self, Write};
+use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
 
 use cove_protocol::vmm::{DeviceStats, DiskSpec};
 use virtio_bindings::bindings::virtio_blk::{
@@ -11,12 +17,13 @@ use virtio_bindings::bindings::virtio_blk::{
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vm_memory::{Bytes, Permissions};
+use vmm_sys_util::timerfd::TimerFd;
 
 use super::format::CLUSTER_BITS;
 use super::request::{self, Limits, Parts, RANGE_SECTORS_MAX, RANGES_MAX, Range, Request, RequestError, Segment};
 use super::state::{BlockState, RestoreError};
 use super::{Disk, LayerError, SECTOR_BYTES};
-use crate::devices::virtio::{Chain, Context, DeviceState, Memory, VirtioDevice};
+use crate::devices::virtio::{Chain, Context, DeviceState, Memory, Readiness, Source, VirtioDevice};
 
 /// Block device (virtio 1.2, section 5).
 const DEVICE_ID: u32 = 2;
@@ -34,6 +41,9 @@ const PHYSICAL_BLOCK_EXPONENT: u8 = 3;
 
 const CONFIG_BYTES: usize = 60;
 
+/// How often a write is tried again that found no room on the host.
+const ROOM_RETRY: Duration = Duration::from_secs(1);
+
 /// The block device.
 #[derive(Debug)]
 pub struct Block {
@@ -41,7 +51,26 @@ pub struct Block {
     disk: Disk,
     /// The driver sends no flushes, so each write must be durable when it is answered (5.2.6.2).
     write_through: bool,
+    /// A write waits for room on the host.
+    held: Option<Held>,
+    /// Tells one timer's events from another's.
+    holds: u64,
     stats: DeviceStats,
+}
+
+/// A request that waits for room; it lies in the queue.
+#[derive(Debug)]
+struct Held {
+    since: Instant,
+    again: TimerFd,
+}
+
+impl Held {
+    fn new() -> io::Result<Self> {
+        let mut again = TimerFd::new()?;
+        again.reset(ROOM_RETRY, Some(ROOM_RETRY))?;
+        Ok(Self { since: Instant::now(), again })
+    }
 }
 
 impl Block {
@@ -51,7 +80,8 @@ impl Block {
     /// [`LayerError`] naming the layer that cannot be used.
     pub fn open(index: usize, spec: &DiskSpec) -> Result<Self, LayerError> {
         let name = format!("block{index}");
-        Ok(Self { name, disk: Disk::open(spec)?, write_through: true, stats: DeviceStats::default() })
+        let disk = Disk::open(spec)?;
+        Ok(Self { name, disk, write_through: true, held: None, holds: 0, stats: DeviceStats::default() })
     }
 
     /// The disk of a restored machine: its layers opened, and checked to be the disk that `state` was saved of.
@@ -100,24 +130,25 @@ impl Block {
         config
     }
 
-    /// Answers one chain; returns the bytes written into it.
-    fn answer(&mut self, memory: &Memory, chain: Chain) -> u32 {
-        self.stats.requests += 1;
+    /// Answers one chain; returns the bytes written into it, or `None` when it has to wait for room on the host.
+    fn answer(&mut self, memory: &Memory, chain: Chain) -> Option<u32> {
         let Ok(parts) = Parts::new(chain) else {
             // Without a status byte there is nowhere to say so.
+            self.stats.requests += 1;
             self.stats.errors += 1;
-            return 0;
+            return Some(0);
         };
         let status_address = parts.status;
         let outcome = parts.request(memory, self.limits()).map_err(Failure::from);
-        let outcome = outcome.and_then(|request| {
-            let writes = !matches!(request, Request::Read { .. } | Request::GetId { .. });
-            let bytes = self.execute(memory, request)?;
-            if writes && self.write_through {
-                self.disk.flush()?;
-            }
-            Ok(bytes)
-        });
+        let outcome = outcome.and_then(|request| self.execute_durably(memory, request));
+        if let Err(Failure::Host(error)) = &outcome
+            && is_no_room(error)
+            && self.hold(error)
+        {
+            return None;
+        }
+        self.release();
+        self.stats.requests += 1;
         let (status, bytes) = match outcome {
             Ok(bytes) => (VIRTIO_BLK_S_OK, bytes),
             Err(failure) => {
@@ -126,12 +157,54 @@ impl Block {
             }
         };
         match memory.write_obj(status as u8, status_address) {
-            Ok(()) => bytes + 1,
+            Ok(()) => Some(bytes + 1),
             Err(_) => {
                 self.stats.errors += 1;
-                0
+                Some(0)
             }
         }
+    }
+
+    /// Remembers that the queue's next request waits for room; false where the host has no timer to wake us.
+    fn hold(&mut self, error: &io::Error) -> bool {
+        if self.held.is_some() {
+            return true;
+        }
+        match Held::new() {
+            Ok(held) => {
+                tracing::warn!(device = self.name, %error, "A disk has no room on the host; its writes wait");
+                self.held = Some(held);
+                self.holds += 1;
+                true
+            }
+            Err(error) => {
+                tracing::error!(device = self.name, %error, "Cannot wait for room on the host");
+                false
+            }
+        }
+    }
+
+    fn release(&mut self) {
+        if let Some(held) = self.held.take() {
+            let seconds = held.since.elapsed().as_secs();
+            tracing::info!(device = self.name, seconds, "A disk that had no room on the host goes on");
+        }
+    }
+
+    /// Does what is asked, and makes it durable where the driver will not ask for that.
+    fn execute_durably(&mut self, memory: &Memory, request: Request) -> Result<u32, Failure> {
+        let writes = !matches!(request, Request::Read { .. } | Request::GetId { .. } | Request::Flush);
+        let bytes = self.execute(memory, request)?;
+        if writes && self.write_through {
+            self.flush()?;
+        }
+        Ok(bytes)
+    }
+
+    /// Makes finished writes durable. What the host could not write out is lost to it, so that trying again would only
+    /// seem to succeed.
+    fn flush(&mut self) -> Result<(), Failure> {
+        self.disk.flush().map_err(Failure::Durability)
     }
 
     /// Does what is asked; returns the data bytes written to the guest.
@@ -151,7 +224,7 @@ impl Block {
                 self.stats.write_bytes += request::total(&data);
                 Ok(0)
             }
-            Request::Flush => self.disk.flush().map(|()| 0).map_err(Failure::Host),
+            Request::Flush => self.flush().map(|()| 0),
             Request::GetId { data } => self.write_id(memory, &data),
             Request::Discard(ranges) => each(&ranges, |range| self.disk.discard(range.offset, range.bytes)),
             Request::WriteZeroes(ranges) => {
@@ -178,8 +251,8 @@ impl Block {
     fn count_failure(&mut self, failure: &Failure) {
         self.stats.errors += 1;
         match failure {
-            // A full or failing host fails every request; the log needs a few of them.
-            Failure::Host(error) if self.stats.errors.is_power_of_two() => {
+            // A failing host fails every request; the log needs a few of them.
+            Failure::Host(error) | Failure::Durability(error) if self.stats.errors.is_power_of_two() => {
                 tracing::warn!(device = self.name, %error, errors = self.stats.errors, "Disk access failed");
             }
             Failure::Request(error) => tracing::debug!(device = self.name, %error, "A block request was refused"),
@@ -194,6 +267,8 @@ enum Failure {
     Request(RequestError),
     Memory,
     Host(io::Error),
+    /// Of finished writes.
+    Durability(io::Error),
 }
 
 impl Failure {
@@ -216,6 +291,11 @@ impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         Self::Host(error)
     }
+}
+
+/// The host's file system, or the user's share of it, is full.
+fn is_no_room(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 fn each(ranges: &[Range], mut act: impl FnMut(&Range) -> io::Result<()>) -> Result<u32, Failure> {
@@ -264,11 +344,30 @@ impl VirtioDevice for Block {
         self.write_through = features & (1 << VIRTIO_BLK_F_FLUSH) == 0;
     }
 
-    fn reset(&mut self) {}
+    fn reset(&mut self) {
+        self.held = None;
+    }
+
+    fn sources(&self) -> Vec<Source> {
+        let timer =
+            |held: &Held| Source { fd: held.again.as_raw_fd(), token: self.holds, readable: true, writable: false };
+        self.held.iter().map(timer).collect()
+    }
 
     fn handle_queue(&mut self, index: usize, context: &mut Context) {
         let memory = context.memory.clone();
         context.drain(index, |chain| self.answer(&memory, chain));
+    }
+
+    fn handle_source(&mut self, token: u64, _readiness: Readiness, context: &mut Context) {
+        let Some(held) = self.held.as_mut().filter(|_| token == self.holds) else { return };
+        // Readable, since its event came; a timer that cannot be read would bring it again at once.
+        if let Err(error) = held.again.wait() {
+            tracing::error!(device = self.name, %error, "Cannot read the timer of a disk that waits for room");
+        }
+        if context.is_live(0) {
+            self.handle_queue(0, context);
+        }
     }
 
     fn come_to_rest(&mut self, _context: &mut Context) {
@@ -279,7 +378,7 @@ impl VirtioDevice for Block {
     }
 
     fn stats(&self) -> DeviceStats {
-        self.stats
+        DeviceStats { held: self.held.is_some(), ..self.stats }
     }
 
     fn state(&self) -> DeviceState {
