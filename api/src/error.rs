@@ -214,6 +214,7 @@ fn guest_status_and_code(kind: ErrorKind) -> (StatusCode, &'static str) {
         ErrorKind::NoSpace => (StatusCode::INSUFFICIENT_STORAGE, "DISK_FULL"),
         ErrorKind::Permission => (StatusCode::FORBIDDEN, "PERMISSION_DENIED"),
         ErrorKind::Io => (StatusCode::INTERNAL_SERVER_ERROR, "GUEST_IO_ERROR"),
+        ErrorKind::Refused => (StatusCode::BAD_GATEWAY, "PORT_NOT_LISTENING"),
     }
 }
 

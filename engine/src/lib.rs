@@ -65,7 +65,7 @@ use tokio::time::{Instant, timeout_at};
 pub use cove_protocol as protocol;
 use cove_protocol::vmm::{HostProbe, Stats};
 
-pub use agent::{ExecEvent, ExecInput, ExecOutput, Execution, FileStream};
+pub use agent::{ExecEvent, ExecInput, ExecOutput, Execution, FileStream, GuestStream};
 pub use config::{EngineConfig, EngineLimits, Places};
 pub use error::{BoxError, Error};
 pub use events::{Event, EventKind};

@@ -22,6 +22,10 @@ mod transport;
 
 mod command;
 
+mod relay;
+
+mod ports;
+
 mod orphans;
 
 mod launch;

@@ -3,6 +3,7 @@
 //! ```text
 //!   accept ──► idle ──Request::Exec──► command ──Exited sent──► idle
 //!               │
+//!               ├──Request::Connect──► relay ──Done sent──► idle
 //!               └──file operation──► lent to a worker ──final reply sent──► idle
 //!                  (and the start of a command while a mount could hang it)
 //! ```
@@ -35,22 +36,23 @@ use crate::{
     orphans::Orphans,
     process::signal_group,
     reaper::Reaper,
+    relay::{self, Relay},
     settle::Preparation,
     shell::{FastShell, WaitingShells},
-    token::{GONE_EVENTS, MOUNT_EVENTS, ROOM_EVENTS, SOCKET_EVENTS, Token},
+    token::{GONE_EVENTS, MOUNT_EVENTS, RELAY_EVENTS, ROOM_EVENTS, SOCKET_EVENTS, Token},
     transport::{Received, Transport},
     watch::Watch,
     workers::{Job, Start, Task, Workers},
 };
 
-/// Connections at one time; a further one is closed at once.
-pub const CONNECTIONS_MAX: usize = 64;
+/// Connections at one time, those of streams to ports among them; a further one is closed at once.
+pub const CONNECTIONS_MAX: usize = 192;
 
 /// Steps of one connection before the others get their turn.
 const STEPS_PER_TURN: usize = 8;
 
 /// Events taken from the kernel at once: more than there are connections.
-const EVENTS_MAX: usize = 128;
+const EVENTS_MAX: usize = 256;
 
 /// A command younger than this is likely to be a short one.
 const YOUNG: Duration = Duration::from_secs(1);
@@ -111,6 +113,7 @@ struct Connection {
     id: u64,
     transport: Transport,
     command: Option<Box<RunningCommand>>,
+    relay: Option<Box<Relay>>,
     /// The socket may hold bytes.
     readable: bool,
     /// The peer closed, or the stream broke.
@@ -213,7 +216,7 @@ impl<'a> Server<'a> {
         if self.connections.iter().any(|connection| connection.due) {
             return Some(ZERO);
         }
-        let deadlines = self.connections.iter().filter_map(|c| c.command.as_ref()?.deadline());
+        let deadlines = self.connections.iter().filter_map(Connection::deadline);
         let first = deadlines.chain(self.orphans.deadline()).min()?;
         let left = first.saturating_duration_since(Instant::now()).min(TIMEOUT_MAX) + Duration::from_millis(1);
         Some(Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) })
@@ -254,6 +257,12 @@ impl<'a> Server<'a> {
                 self.note_command(id, |command| command.note_output(stream));
             }
             Token::Stdin(id) => self.note_command(id, RunningCommand::note_stdin),
+            Token::Relay(id) => {
+                if let Some(connection) = self.connections.iter_mut().find(|connection| connection.id == id) {
+                    connection.relay.iter_mut().for_each(|relay| relay.note(flags));
+                    connection.due = true;
+                }
+            }
         }
     }
 
@@ -288,6 +297,7 @@ impl<'a> Server<'a> {
                 id,
                 transport,
                 command: None,
+                relay: None,
                 readable: false,
                 gone: false,
                 blocked: false,
@@ -375,6 +385,11 @@ impl<'a> Server<'a> {
                 .filter_map(|c| c.command.as_mut())
                 .for_each(|command| command.check_deadline(now));
         }
+        if self.connections.iter().any(|connection| connection.relay.is_some()) {
+            let now = Instant::now();
+            let late = |c: &&mut Connection| c.relay.is_some() && c.deadline().is_some_and(|deadline| deadline <= now);
+            self.connections.iter_mut().filter(late).for_each(|connection| connection.due = true);
+        }
     }
 
     /// A turn for each connection that has something to do.
@@ -444,9 +459,10 @@ impl<'a> Server<'a> {
         }
         // Only after the socket said that it has room again: each step leaves nothing unsent that could be sent.
         self.flush(at)?;
-        let mut turn = match self.connections[at].command {
-            Some(_) => self.step_command(at)?,
-            None => self.step_idle(at)?,
+        let mut turn = match &self.connections[at] {
+            Connection { command: Some(_), .. } => self.step_command(at)?,
+            Connection { relay: Some(_), .. } => self.step_relay(at)?,
+            _ => self.step_idle(at)?,
         };
         // Bytes are taken only where no whole frame waits, so that a peer cannot pile up frames here.
         let connection = &mut self.connections[at];
@@ -502,6 +518,21 @@ impl<'a> Server<'a> {
         Ok(if moved { Turn::GoesOn } else { Turn::Waits })
     }
 
+    fn step_relay(&mut self, at: usize) -> io::Result<Turn> {
+        let Connection { id, transport, relay: slot, .. } = &mut self.connections[at];
+        let Some(relay) = slot else { return Ok(Turn::Waits) };
+        match relay.step(transport, &mut self.buffer)? {
+            relay::Step::Waits => return Ok(Turn::Waits),
+            relay::Step::GoesOn => {}
+            relay::Step::Reconnects => epoll::add(&self.watch, &**relay, Token::Relay(*id).data(), RELAY_EVENTS)?,
+            relay::Step::Ends(reply) => {
+                transport.queue(&reply).map_err(io::Error::other)?;
+                *slot = None;
+            }
+        }
+        Ok(Turn::GoesOn)
+    }
+
     fn flush(&mut self, at: usize) -> io::Result<()> {
         let connection = &mut self.connections[at];
         if connection.transport.backlog() == 0 || connection.blocked {
@@ -531,6 +562,11 @@ impl<'a> Server<'a> {
                 Ok(pid) => started_reply(pid),
                 Err(failure) => failure.into(),
             },
+            Request::Connect { port } => match self.connect(at, port) {
+                Ok(()) => return Ok(Turn::GoesOn),
+                Err(failure) => failure.into(),
+            },
+            Request::Listeners => return Ok(Turn::Lends(Task::Listeners)),
             Request::Sync => return Ok(Turn::Lends(Task::Sync { may_hang: self.mounts.may_hang() })),
             Request::Prepare => return Ok(Turn::Lends(Task::Prepare)),
             request => return Ok(Turn::Lends(Task::File(request))),
@@ -563,6 +599,15 @@ impl<'a> Server<'a> {
         Ok(pid)
     }
 
+    fn connect(&mut self, at: usize, port: u16) -> Result<(), Failure> {
+        let relay = Box::new(Relay::connect(port)?);
+        let connection = &mut self.connections[at];
+        epoll::add(&self.watch, &*relay, Token::Relay(connection.id).data(), RELAY_EVENTS)
+            .map_err(|error| Failure::io("Cannot watch a socket".into(), &error.into()))?;
+        connection.relay = Some(relay);
+        Ok(())
+    }
+
     fn attach(&mut self, at: usize, id: u64, launched: Launched, exec: &Exec, started: Instant) {
         self.connections[at].command = Some(Box::new(RunningCommand::new(id, launched, exec, started)));
     }
@@ -583,11 +628,26 @@ const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
 impl Connection {
     /// True when bytes may be there and there is a place for them.
     fn wants_bytes(&self) -> bool {
-        self.readable && self.command.as_ref().map_or(self.has_room(), |command| command.takes_input())
+        self.readable
+            && match self {
+                Connection { command: Some(command), .. } => command.takes_input(),
+                Connection { relay: Some(relay), .. } => relay.takes_input(),
+                _ => self.has_room(),
+            }
+    }
+
+    /// When something is to be looked at again that no event tells of.
+    fn deadline(&self) -> Option<Instant> {
+        match self {
+            Connection { command: Some(command), .. } => command.deadline(),
+            Connection { relay: Some(relay), .. } => relay.deadline(),
+            _ => None,
+        }
     }
 
     /// True while more may be queued for the peer.
     fn has_room(&self) -> bool {
-        self.transport.backlog() < OUT_BYTES_MAX
+        let most = if self.relay.is_some() { relay::OUT_BYTES_MAX } else { OUT_BYTES_MAX };
+        self.transport.backlog() < most
     }
 }

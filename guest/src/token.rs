@@ -5,7 +5,7 @@
 use cove_protocol::guest::Stream;
 use rustix::event::epoll;
 
-/// What an event is about, packed into the 64 bits that epoll gives back: an id above, the kind in the last 3 bits.
+/// What an event is about, packed into the 64 bits that epoll gives back: an id above, the kind in the last 4 bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Token {
     /// A peer wants to connect.
@@ -22,6 +22,8 @@ pub enum Token {
     Output(u64, Stream),
     /// The standard input's pipe of a command.
     Stdin(u64),
+    /// The socket of a connection's relay; the id is the connection's.
+    Relay(u64),
 }
 
 impl Token {
@@ -32,17 +34,18 @@ impl Token {
             Token::Children => 1,
             Token::Workers => 2,
             Token::Mounts => 7,
-            Token::Socket(id) => id << 3 | 3,
-            Token::Output(id, Stream::Stdout) => id << 3 | 4,
-            Token::Output(id, Stream::Stderr) => id << 3 | 5,
-            Token::Stdin(id) => id << 3 | 6,
+            Token::Socket(id) => id << 4 | 3,
+            Token::Output(id, Stream::Stdout) => id << 4 | 4,
+            Token::Output(id, Stream::Stderr) => id << 4 | 5,
+            Token::Stdin(id) => id << 4 | 6,
+            Token::Relay(id) => id << 4 | 8,
         })
     }
 
     /// From the set.
     pub fn of(data: epoll::EventData) -> Self {
-        let id = data.u64() >> 3;
-        match data.u64() & 7 {
+        let id = data.u64() >> 4;
+        match data.u64() & 15 {
             0 => Token::Listener,
             1 => Token::Children,
             2 => Token::Workers,
@@ -50,6 +53,7 @@ impl Token {
             4 => Token::Output(id, Stream::Stdout),
             5 => Token::Output(id, Stream::Stderr),
             6 => Token::Stdin(id),
+            8 => Token::Relay(id),
             _ => Token::Mounts,
         }
     }
@@ -67,3 +71,5 @@ pub const OUTPUT_EVENTS: epoll::EventFlags = epoll::EventFlags::IN.union(epoll::
 pub const MOUNT_EVENTS: epoll::EventFlags = epoll::EventFlags::PRI.union(epoll::EventFlags::ET);
 /// A socket or pipe that was full: room.
 pub const ROOM_EVENTS: epoll::EventFlags = epoll::EventFlags::OUT.union(epoll::EventFlags::ET);
+/// A relay's socket: bytes, room, the end of what its program says.
+pub const RELAY_EVENTS: epoll::EventFlags = SOCKET_EVENTS.union(epoll::EventFlags::OUT);

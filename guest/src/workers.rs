@@ -21,6 +21,7 @@ use crate::{
     failure::Failure,
     files,
     launch::{Launched, Launcher, Pipes},
+    ports::Owners,
     settle::{self, Preparation},
     shell::FastShell,
     transport::Transport,
@@ -57,6 +58,8 @@ pub enum Task {
     },
     /// What would otherwise be done later.
     Prepare,
+    /// Who listens on ports.
+    Listeners,
 }
 
 /// A connection that came back.
@@ -94,6 +97,7 @@ struct Shared {
     done: OwnedFd,
     shell: Arc<FastShell>,
     preparation: Preparation,
+    owners: Mutex<Owners>,
 }
 
 #[derive(Debug, Default)]
@@ -117,8 +121,8 @@ impl Workers {
     /// When the kernel has no descriptor left.
     pub fn new(shell: Arc<FastShell>, preparation: Preparation) -> io::Result<Self> {
         let done = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        let state = Mutex::default();
-        Ok(Self { shared: Arc::new(Shared { state, work: Condvar::new(), done, shell, preparation }) })
+        let (state, owners) = Default::default();
+        Ok(Self { shared: Arc::new(Shared { state, work: Condvar::new(), done, shell, preparation, owners }) })
     }
 
     /// Has a worker do this. If no thread can be started the connection is dropped, which tells its peer.
@@ -202,6 +206,11 @@ fn do_job(Job { id, mut transport, task }: Job, shared: &Shared, buffer: &mut Ve
         Task::Prepare => {
             shared.preparation.run();
             answer(transport, Ok(()))
+        }
+        Task::Listeners => {
+            let reply = shared.owners.lock().unwrap_or_else(PoisonError::into_inner).listeners();
+            let alive = transport.send_all(&reply).is_ok();
+            Returned { id, transport: alive.then_some(transport), start: None }
         }
         Task::Start(exec, environment) => {
             let at = Instant::now();

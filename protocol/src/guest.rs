@@ -10,11 +10,14 @@
 //!  ReadFile   ►                               ◄ FileInfo, Data*, Done!
 //!  WriteFile  ► Input::Data*, Input::End      ◄ Done!          (nothing is visible at the path before `Done`)
 //!  List       ►                               ◄ Entries*, Done!
+//!  Connect    ► Input::{Data, End}*           ◄ Connected, Data*, End, Done!      (`End` and `Input::End` are half-closes)
 //!  the others ►                               ◄ one final reply
 //! ```
 //!
 //! When the agent is ready it also makes one connection to the host's port [`crate::vmm::READY_PORT`], writes one
 //! [`Reply::Hello`] frame and closes it.
+
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
@@ -24,6 +27,12 @@ pub const CHUNK_BYTES_MAX: usize = 64 << 10;
 
 /// Most entries of one [`Reply::Entries`] frame.
 pub const ENTRIES_PER_FRAME_MAX: usize = 256;
+
+/// Most listeners of one [`Reply::Listeners`].
+pub const LISTENERS_MAX: usize = 256;
+
+/// Longest [`Listener::command`].
+pub const LISTENER_COMMAND_CHARS_MAX: usize = 200;
 
 /// Where commands run when the request names no directory.
 pub const DEFAULT_CWD: &str = "/workspace";
@@ -89,6 +98,15 @@ pub enum Request {
     },
     /// Sync and power the machine off. Answered by [`Reply::Done`] once the file systems are clean, just before power-off.
     PowerOff,
+    /// Connect to a TCP port of the guest's own loopback (127.0.0.1, then ::1) and relay bytes both ways. Each side may end
+    /// its direction alone: the peer with [`Input::End`], the program in the guest by what becomes [`Reply::End`]. `Done`
+    /// follows when both have ended; [`Reply::Error`] when nothing listens, or when the program reset the stream.
+    Connect {
+        /// The port, not 0.
+        port: u16,
+    },
+    /// Who listens on TCP ports in the guest. Answered by [`Reply::Listeners`].
+    Listeners,
 }
 
 impl Request {
@@ -108,6 +126,8 @@ impl Request {
             Request::Remove { .. } => "remove",
             Request::Move { .. } => "move",
             Request::PowerOff => "power_off",
+            Request::Connect { .. } => "connect",
+            Request::Listeners => "listeners",
         }
     }
 }
@@ -208,15 +228,26 @@ pub enum Reply {
         /// A sentence with the values.
         message: String,
     },
+    /// The stream of a [`Request::Connect`] stands.
+    Connected,
+    /// The program at the other end of a [`Request::Connect`] sends no more.
+    End,
+    /// The listening TCP sockets, by port; at most [`LISTENERS_MAX`].
+    Listeners(Vec<Listener>),
 }
 
 impl Reply {
     /// True when this reply ends the operation that `request` began, so that the connection is idle again.
     pub fn is_final(&self, request: &Request) -> bool {
         match self {
-            Reply::Hello { .. } | Reply::Exited(_) | Reply::Done | Reply::Error { .. } => true,
+            Reply::Hello { .. } | Reply::Exited(_) | Reply::Done | Reply::Error { .. } | Reply::Listeners(_) => true,
             Reply::FileInfo(_) => matches!(request, Request::Stat { .. }),
-            Reply::Started { .. } | Reply::Output { .. } | Reply::Data(_) | Reply::Entries(_) => false,
+            Reply::Started { .. }
+            | Reply::Output { .. }
+            | Reply::Data(_)
+            | Reply::Entries(_)
+            | Reply::Connected
+            | Reply::End => false,
         }
     }
 }
@@ -248,6 +279,19 @@ pub enum ExitStatus {
     Signal(i32),
     /// Its time ran out and the agent killed its process group.
     TimedOut,
+}
+
+/// A listening TCP socket in the guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listener {
+    /// Its port.
+    pub port: u16,
+    /// Where it listens: a loopback address, or all (`0.0.0.0`, `::`).
+    pub address: IpAddr,
+    /// A process that has it, when one was found.
+    pub pid: Option<i32>,
+    /// That process's command line, words joined by spaces, at most [`LISTENER_COMMAND_CHARS_MAX`] characters.
+    pub command: Option<String>,
 }
 
 /// One file, directory or link.
@@ -293,4 +337,6 @@ pub enum ErrorKind {
     Permission,
     /// Anything else the guest's kernel reports.
     Io,
+    /// Nothing listens on the port, or it took no connection in time.
+    Refused,
 }

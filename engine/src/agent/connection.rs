@@ -15,8 +15,11 @@ use tokio::time::timeout;
 use super::{AgentError, REPLY_DEADLINE};
 use crate::framed::Framed;
 
-/// Operations at one time. With the connections at rest this stays within the 64 that an agent takes.
+/// Operations at one time. With the streams and the connections at rest this stays within the 192 that an agent takes.
 const OPERATIONS_MAX: usize = 60;
+
+/// Streams to ports at one time, counted apart: a page with many connections must not keep commands from running.
+const STREAMS_MAX: usize = 128;
 
 /// Connections kept at rest.
 const IDLE_MAX: usize = 4;
@@ -36,6 +39,7 @@ pub(super) struct Pool {
     socket: PathBuf,
     idle: Arc<Mutex<Vec<Framed>>>,
     turns: Arc<Semaphore>,
+    streams: Arc<Semaphore>,
 }
 
 /// A connection that carries one operation. Dropped, it is closed, unless it was given back.
@@ -48,13 +52,23 @@ pub(super) struct Connection {
 
 impl Pool {
     pub(super) fn new(socket: PathBuf) -> Self {
-        Self { socket, idle: Arc::default(), turns: Arc::new(Semaphore::new(OPERATIONS_MAX)) }
+        let (turns, streams) = (Semaphore::new(OPERATIONS_MAX), Semaphore::new(STREAMS_MAX));
+        Self { socket, idle: Arc::default(), turns: Arc::new(turns), streams: Arc::new(streams) }
     }
 
     /// A connection at rest, or a new one.
     pub(super) async fn open(&self) -> Result<Connection, AgentError> {
-        let busy = || AgentError::Busy { operations: OPERATIONS_MAX, seconds: TURN_DEADLINE.as_secs() };
-        let turn = timeout(TURN_DEADLINE, Arc::clone(&self.turns).acquire_owned()).await;
+        self.open_within(&self.turns, OPERATIONS_MAX).await
+    }
+
+    /// As [`Pool::open`], for a stream to a port.
+    pub(super) async fn open_stream(&self) -> Result<Connection, AgentError> {
+        self.open_within(&self.streams, STREAMS_MAX).await
+    }
+
+    async fn open_within(&self, turns: &Arc<Semaphore>, operations: usize) -> Result<Connection, AgentError> {
+        let busy = || AgentError::Busy { operations, seconds: TURN_DEADLINE.as_secs() };
+        let turn = timeout(TURN_DEADLINE, Arc::clone(turns).acquire_owned()).await;
         // The semaphore is never closed.
         let turn = turn.map_err(|_| busy())?.map_err(|_| busy())?;
         let framed = match self.take_idle() {

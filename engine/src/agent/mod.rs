@@ -7,6 +7,8 @@
 
 mod connection;
 
+mod connect;
+
 mod exec;
 
 mod files;
@@ -23,6 +25,7 @@ use cove_protocol::guest::{Configure, Reply, Request};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+pub use self::connect::GuestStream;
 pub use self::exec::{ExecEvent, ExecInput, ExecOutput, Execution};
 pub use self::files::FileStream;
 pub(crate) use self::ready::ReadySocket;
@@ -255,6 +258,9 @@ fn unexpected(request: &'static str, reply: &Reply) -> AgentError {
         Reply::FileInfo(_) => "file_info",
         Reply::Done => "done",
         Reply::Error { .. } => "error",
+        Reply::Connected => "connected",
+        Reply::End => "end",
+        Reply::Listeners(_) => "listeners",
     };
     AgentError::Unexpected { request, reply }
 }

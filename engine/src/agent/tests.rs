@@ -378,3 +378,50 @@ async fn the_ready_socket_takes_one_report_and_leaves_no_file() {
     assert_eq!(report.unwrap().boot_us, 42);
     assert!(!path.exists());
 }
+
+#[tokio::test]
+async fn a_stream_to_a_port_carries_both_directions_and_their_ends() {
+    use tokio::io::AsyncReadExt;
+    let mock = Mock::start().await;
+    mock.script(|mut framed, request| {
+        assert_eq!(request, Request::Connect { port: 3000 });
+        tokio::spawn(async move {
+            framed.writer.write(&Reply::Connected).await.ok()?;
+            let mut heard = Vec::new();
+            loop {
+                match framed.reader.read().await.ok()?? {
+                    Input::Data(data) => heard.extend_from_slice(&data),
+                    Input::End => break,
+                    Input::Signal(_) => return None,
+                }
+            }
+            framed.writer.write(&Reply::Data(heard.into())).await.ok()?;
+            framed.writer.write(&Reply::End).await.ok()?;
+            framed.writer.write(&Reply::Done).await.ok()?;
+            Some(framed)
+        })
+    });
+    let mut stream = mock.agent.connect(3000).await.unwrap();
+    // More than one chunk, and no more than one frame, in which the mock answers.
+    let said = vec![7; 3 * cove_protocol::guest::CHUNK_BYTES_MAX + 1];
+    stream.write_all(&said).await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut heard = Vec::new();
+    stream.read_to_end(&mut heard).await.unwrap();
+    assert_eq!(heard, said);
+}
+
+#[tokio::test]
+async fn a_stream_that_the_program_breaks_ends_with_an_error_and_one_that_is_refused_says_so() {
+    use tokio::io::AsyncReadExt;
+    let mock = Mock::start().await;
+    let broken = || Reply::Error { kind: ErrorKind::Io, message: "broken".into() };
+    mock.replies(vec![Reply::Connected, Reply::Data(b"half".to_vec().into()), broken()]);
+    let mut stream = mock.agent.connect(1).await.unwrap();
+    let mut heard = Vec::new();
+    let error = stream.read_to_end(&mut heard).await.unwrap_err();
+    assert_eq!((heard.as_slice(), error.kind()), (&b"half"[..], io::ErrorKind::ConnectionReset));
+    mock.replies(vec![Reply::Error { kind: ErrorKind::Refused, message: "Nothing listens on port 2".into() }]);
+    let error = mock.agent.connect(2).await.unwrap_err();
+    assert!(matches!(error, Error::Guest { kind: ErrorKind::Refused, .. }), "{error}");
+}

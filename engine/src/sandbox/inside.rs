@@ -14,7 +14,7 @@ use super::driver::Handle;
 use super::spec::check_env;
 use super::{Active, Sandbox, SandboxId, SandboxState};
 use crate::Engine;
-use crate::agent::{Agent, Execution, FileStream};
+use crate::agent::{Agent, Execution, FileStream, GuestStream};
 use crate::error::{BoxError, Error};
 use crate::events::EventKind;
 
@@ -23,6 +23,9 @@ const READY_WAIT: Duration = Duration::from_secs(60);
 
 /// How long a call waits for the reason why there is no agent any more.
 const FAILURE_WAIT: Duration = Duration::from_secs(2);
+
+/// How long the guest may take to say who listens.
+const LISTENERS_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Longest path (PATH_MAX of Linux, without its closing zero).
 const PATH_BYTES_MAX: usize = 4095;
@@ -132,6 +135,32 @@ impl Engine {
         check_path(to)?;
         let (agent, _active) = self.agent(id, "moving a file").await?;
         agent.move_path(from, to).instrument(span("move", id)).await
+    }
+
+    /// Opens a stream to a TCP port of the sandbox's own loopback; a paused persistent sandbox is resumed. The stream does not
+    /// keep the sandbox from being idle: whoever moves bytes on it touches its [`Engine::activity`].
+    ///
+    /// # Errors
+    /// As [`Engine::exec`]; [`Error::Guest`] with [`guest::ErrorKind::Refused`] when nothing listens there.
+    pub async fn connect(&self, id: &SandboxId, port: u16) -> Result<GuestStream, Error> {
+        if port == 0 {
+            return Err(Error::invalid("port", "port is 0, and must be 1 to 65535"));
+        }
+        let (agent, _active) = self.agent(id, "opening a connection").await?;
+        agent.connect(port).instrument(tracing::info_span!("connect", sandbox = %id, port)).await
+    }
+
+    /// Who listens on TCP ports in a running sandbox; of one that does not run, nobody. It is neither resumed nor kept awake.
+    ///
+    /// # Errors
+    /// [`Error::SandboxNotFound`], [`Error::SandboxDestroyed`], [`Error::Agent`].
+    pub async fn listeners(&self, id: &SandboxId) -> Result<Vec<guest::Listener>, Error> {
+        let handle = self.handle(id).await?;
+        let state = handle.record.borrow().state;
+        match ready_agent(&handle, state) {
+            Some(agent) => agent.listeners(LISTENERS_DEADLINE).await,
+            None => Ok(Vec::new()),
+        }
     }
 
     /// The agent of a sandbox that is or becomes command-ready; a paused persistent one is resumed. While the second part

@@ -1,0 +1,177 @@
+//! A byte stream to a TCP port of the guest's loopback: what previews and tunnels are carried on.
+//!
+//! A task of its own carries the connection, both directions at the same time. Each direction has a short channel: when
+//! nobody takes what comes, the task stops reading, and the program in the guest waits.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use cove_protocol::guest::{CHUNK_BYTES_MAX, Input, Listener, Reply, Request};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::mpsc;
+use tokio_util::sync::PollSender;
+use tracing::Instrument;
+
+use super::connection::Connection;
+use super::{Agent, AgentError, Answer, REPLY_DEADLINE, unexpected};
+use crate::error::Error;
+use crate::framed::{FrameReader, FrameWriter};
+
+/// Chunks of one direction that wait, each at most [`CHUNK_BYTES_MAX`].
+const CHUNKS_QUEUED_MAX: usize = 2;
+
+/// A stream to a program in the guest. [`AsyncWrite::poll_shutdown`] ends one direction alone; dropped before both ended, it
+/// resets the program's connection.
+#[derive(Debug)]
+pub struct GuestStream {
+    incoming: mpsc::Receiver<io::Result<Bytes>>,
+    rest: Bytes,
+    outgoing: PollSender<Input>,
+    ended: bool,
+}
+
+impl Agent {
+    /// Opens a stream to a port.
+    pub(crate) async fn connect(&self, port: u16) -> Result<GuestStream, Error> {
+        let connection = match self.begin_connect(port).await {
+            Ok(Ok(connection)) => connection,
+            Ok(Err(refused)) => return Err(refused),
+            Err(error) => return Err(self.explain(error).await),
+        };
+        let (sender, incoming) = mpsc::channel(CHUNKS_QUEUED_MAX);
+        let (outgoing, inputs) = mpsc::channel(CHUNKS_QUEUED_MAX);
+        tokio::spawn(carry(connection, inputs, sender).in_current_span());
+        Ok(GuestStream { incoming, rest: Bytes::new(), outgoing: PollSender::new(outgoing), ended: false })
+    }
+
+    async fn begin_connect(&self, port: u16) -> Result<Result<Connection, Error>, AgentError> {
+        let mut connection = self.shared.pool.open_stream().await?;
+        connection.send("connect", &Request::Connect { port }).await?;
+        match connection.receive("connect", REPLY_DEADLINE).await? {
+            Reply::Connected => Ok(Ok(connection)),
+            Reply::Error { kind, message } => {
+                connection.give_back();
+                Ok(Err(Error::Guest { kind, message }))
+            }
+            other => Err(unexpected("connect", &other)),
+        }
+    }
+
+    /// Who listens on TCP ports in the guest.
+    pub(crate) async fn listeners(&self, within: Duration) -> Result<Vec<Listener>, Error> {
+        match self.ask(&Request::Listeners, within).await {
+            Ok(Answer::Reply(Reply::Listeners(listeners))) => Ok(listeners),
+            Ok(Answer::Reply(other)) => Err(self.explain(unexpected("listeners", &other)).await),
+            Ok(Answer::Refused { kind, message }) => Err(Error::Guest { kind, message }),
+            Err(error) => Err(self.explain(error).await),
+        }
+    }
+}
+
+/// Carries a stream's connection to its end, or until its [`GuestStream`] is dropped, which closes the connection.
+async fn carry(mut connection: Connection, inputs: mpsc::Receiver<Input>, sender: mpsc::Sender<io::Result<Bytes>>) {
+    let mut sent_end = false;
+    let over = tokio::select! {
+        over = read(&mut connection.framed.reader, &sender) => over,
+        () = write(&mut connection.framed.writer, inputs, &mut sent_end) => return,
+        () = sender.closed() => return,
+    };
+    match over {
+        // Only when the end was sent can nothing else be on its way.
+        Ok(()) if sent_end => connection.give_back(),
+        Ok(()) => {}
+        Err(error) => {
+            let _ = sender.send(Err(error)).await;
+        }
+    }
+}
+
+/// Passes on what the program says, until both directions have ended.
+async fn read(reader: &mut FrameReader, sender: &mpsc::Sender<io::Result<Bytes>>) -> io::Result<()> {
+    loop {
+        match reader.read::<Reply>().await.map_err(io::Error::other)? {
+            Some(Reply::Data(data)) => {
+                // Nobody listens any more: `carry` sees that too.
+                let _ = sender.send(Ok(Bytes::from(data.into_vec()))).await;
+            }
+            // Told as an empty chunk, which no data is.
+            Some(Reply::End) => {
+                let _ = sender.send(Ok(Bytes::new())).await;
+            }
+            Some(Reply::Done) => return Ok(()),
+            Some(Reply::Error { message, .. }) => return Err(io::Error::new(io::ErrorKind::ConnectionReset, message)),
+            Some(other) => return Err(io::Error::other(unexpected("connect", &other))),
+            None => return Err(io::ErrorKind::ConnectionReset.into()),
+        }
+    }
+}
+
+/// Passes on what the program is told. Returns when the [`GuestStream`] is dropped before its end, or the connection breaks.
+async fn write(writer: &mut FrameWriter, mut inputs: mpsc::Receiver<Input>, sent_end: &mut bool) {
+    while let Some(input) = inputs.recv().await {
+        let end = input == Input::End;
+        if writer.write(&input).await.is_err() {
+            break;
+        }
+        if end {
+            *sent_end = true;
+            break;
+        }
+    }
+    // The reader sees what became of it; a stream that is dropped closes its other half too.
+    std::future::pending().await
+}
+
+impl AsyncRead for GuestStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        while self.rest.is_empty() && !self.ended {
+            match ready!(self.incoming.poll_recv(context)) {
+                Some(Ok(chunk)) => {
+                    self.ended = chunk.is_empty();
+                    self.rest = chunk;
+                }
+                Some(Err(error)) => return Poll::Ready(Err(error)),
+                None => self.ended = true,
+            }
+        }
+        let count = self.rest.len().min(buffer.remaining());
+        buffer.put_slice(&self.rest.split_to(count));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for GuestStream {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        ready!(self.outgoing.poll_reserve(context)).map_err(broken)?;
+        let count = bytes.len().min(CHUNK_BYTES_MAX);
+        self.outgoing.send_item(Input::Data(bytes[..count].to_vec().into())).map_err(broken)?;
+        Poll::Ready(Ok(count))
+    }
+
+    /// What is queued is on its way: the connection's task writes without being asked.
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.outgoing.is_closed() {
+            return Poll::Ready(Ok(()));
+        }
+        if ready!(self.outgoing.poll_reserve(context)).is_ok() {
+            let _ = self.outgoing.send_item(Input::End);
+        }
+        self.outgoing.close();
+        Poll::Ready(Ok(()))
+    }
+}
+
+fn broken<E>(_: E) -> io::Error {
+    io::ErrorKind::BrokenPipe.into()
+}
