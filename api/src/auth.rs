@@ -12,6 +12,7 @@ use axum::response::{IntoResponse, Response};
 use crate::Api;
 use crate::error::ApiError;
 use crate::page::is_page;
+use crate::tickets;
 use crate::trace::REQUEST_ID;
 
 /// What a page of an allowed origin may send.
@@ -40,7 +41,10 @@ pub async fn guard(State(api): State<Api>, request: Request, next: Next) -> Resp
         && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
     let mut response = if preflight {
         StatusCode::NO_CONTENT.into_response()
-    } else if is_open(request.uri().path()) || has_token(request.headers(), &api.config.token) {
+    } else if is_open(request.uri().path())
+        || has_token(request.headers(), &api.config.token)
+        || has_ticket(&api, &request)
+    {
         next.run(request).await
     } else {
         missing_token(request.headers()).into_response()
@@ -93,6 +97,13 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 
 fn has_token(headers: &HeaderMap, token: &str) -> bool {
     bearer(headers).is_some_and(|given| same(given.as_bytes(), token.as_bytes()))
+}
+
+/// A page that cannot send a header shows a ticket where a stream is asked for.
+fn has_ticket(api: &Api, request: &Request) -> bool {
+    request.method() == Method::GET
+        && tickets::is_stream(request.uri().path())
+        && request.uri().query().and_then(tickets::in_query).is_some_and(|ticket| api.tickets.take(ticket))
 }
 
 /// Compares without an early end, so that the time taken tells nothing about where the first wrong byte is.

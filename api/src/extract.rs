@@ -147,6 +147,17 @@ impl<S: Send + Sync> FromRequestParts<S> for SnapshotRef {
     }
 }
 
+/// The `{key}` of a path: a variable's name, in the same way.
+pub struct EnvKey(pub String);
+
+impl<S: Send + Sync> FromRequestParts<S> for EnvKey {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Infallible> {
+        Ok(Self(path_parameter(parts, state, "key").await))
+    }
+}
+
 async fn path_parameter<S: Send + Sync>(parts: &mut Parts, state: &S, wanted: &str) -> String {
     let params = RawPathParams::from_request_parts(parts, state).await;
     let value = params

@@ -24,6 +24,7 @@ mod page;
 mod routes;
 mod serve;
 mod sse;
+mod tickets;
 pub mod token;
 mod trace;
 mod types;
@@ -34,6 +35,8 @@ use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state, map_request};
 use cove_engine::Engine;
 
+use tickets::Tickets;
+
 pub use config::{ApiConfig, base_url};
 pub use openapi::openapi_json;
 pub use serve::serve;
@@ -43,11 +46,12 @@ pub use serve::serve;
 pub(crate) struct Api {
     pub engine: Engine,
     pub config: Arc<ApiConfig>,
+    pub tickets: Arc<Tickets>,
 }
 
 /// The whole API, mounted at `/api/v1` and its aliases.
 pub fn router(engine: Engine, config: ApiConfig) -> Router {
-    let api = Api { engine, config: Arc::new(config) };
+    let api = Api { engine, config: Arc::new(config), tickets: Arc::default() };
     let (routes, _) = routes::all().split_for_parts();
     let routes = routes
         .merge(page::routes())

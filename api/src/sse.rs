@@ -14,6 +14,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 use serde::Serialize;
+use serde_json::json;
 use tokio::time::{Interval, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 
@@ -30,9 +31,17 @@ pub fn frame(event: &str, data: &impl Serialize) -> Bytes {
     Bytes::from(format!("event: {event}\ndata: {}\n\n", escape_line_breaks(json)))
 }
 
-/// The frame that ends a stream which cannot go on.
+/// One frame with an id, from which a client may go on later.
+pub fn frame_with_id(id: &str, event: &str, data: &impl Serialize) -> Bytes {
+    let mut bytes = format!("id: {id}\n").into_bytes();
+    bytes.extend_from_slice(&frame(event, data));
+    bytes.into()
+}
+
+/// The frame that ends a stream which cannot go on. `event` and `type` stand in its data too, since clients of some
+/// streams look nowhere else (contract, X14 and X78).
 pub fn error_frame(error: ApiError) -> Bytes {
-    frame("error", &error.into_body())
+    frame("error", &json!({ "event": "error", "type": "error", "error": error.into_body().error }))
 }
 
 /// Clients split lines at U+0085, U+2028 and U+2029 too, which JSON may carry as they are (contract 5.2). They stand only
@@ -96,8 +105,6 @@ impl Pinged {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]

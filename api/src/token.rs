@@ -80,12 +80,17 @@ fn make(path: &Path) -> Result<String, TokenError> {
 }
 
 fn random() -> io::Result<String> {
+    Ok(format!("cove_{}", random_text()?))
+}
+
+/// Text that cannot be guessed.
+pub(crate) fn random_text() -> io::Result<String> {
     let mut bytes = [0; TOKEN_BYTES];
     let filled = getrandom(&mut bytes, GetRandomFlags::empty())?;
     if filled != TOKEN_BYTES {
         return Err(io::Error::other(format!("the kernel gave {filled} random bytes of {TOKEN_BYTES}")));
     }
-    Ok("cove_".chars().chain(bytes.iter().flat_map(|byte| hex(*byte))).collect())
+    Ok(bytes.iter().flat_map(|byte| hex(*byte)).collect())
 }
 
 /// Complete before it has its name: a crash between leaves no half token.

@@ -160,6 +160,20 @@ struct Shared {
 struct Kept {
     events: VecDeque<Event>,
     last: u128,
+    /// The newest event that is not kept any more.
+    forgotten: Option<String>,
+}
+
+/// Where a listener goes on.
+#[derive(Debug)]
+pub struct Resumed {
+    /// The remembered events after the one it saw last.
+    pub missed: Vec<Event>,
+    /// Events may lie between the one it saw last and the first of `missed`: that one is too old, or not of this server's
+    /// life.
+    pub gap: bool,
+    /// Every event from then on.
+    pub receiver: broadcast::Receiver<Event>,
 }
 
 impl Events {
@@ -180,7 +194,7 @@ impl Events {
         kept.last = next_ulid(kept.last, at);
         let event = Event { id: ulid_text(kept.last), at, sandbox_id: sandbox_id.clone(), kind };
         if kept.events.len() == EVENTS_KEPT_MAX {
-            kept.events.pop_front();
+            kept.forgotten = kept.events.pop_front().map(|event| event.id);
         }
         kept.events.push_back(event.clone());
         // No listener is no error.
@@ -192,10 +206,11 @@ impl Events {
     }
 
     /// What is remembered of the events after `id`, and a receiver that goes on exactly there.
-    pub(crate) fn since(&self, id: &str) -> (Vec<Event>, broadcast::Receiver<Event>) {
+    pub(crate) fn since(&self, id: &str) -> Resumed {
         let kept = self.shared.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let missed = kept.events.iter().filter(|event| event.id.as_str() > id).cloned().collect();
-        (missed, self.shared.sender.subscribe())
+        let known = kept.forgotten.as_deref() == Some(id) || kept.events.iter().any(|event| event.id == id);
+        Resumed { missed, gap: !known, receiver: self.shared.sender.subscribe() }
     }
 }
 
@@ -234,8 +249,9 @@ mod tests {
             assert!(next.id > last, "{} after {last}", next.id);
             last = next.id;
         }
-        assert_eq!(events.since(&first.id).0.len(), 99);
-        assert!(events.since(&last).0.is_empty());
+        let resumed = events.since(&first.id);
+        assert_eq!((resumed.missed.len(), resumed.gap), (99, false));
+        assert!(events.since(&last).missed.is_empty());
     }
 
     #[test]
@@ -251,6 +267,21 @@ mod tests {
         for _ in 0..EVENTS_KEPT_MAX + 10 {
             events.tell(&id(), EventKind::Created);
         }
-        assert_eq!(events.since("").0.len(), EVENTS_KEPT_MAX);
+        assert_eq!(events.since("").missed.len(), EVENTS_KEPT_MAX);
+    }
+
+    #[test]
+    fn who_was_away_for_too_long_is_told_of_a_gap() {
+        let events = Events::new(Hidden::default());
+        let ids: Vec<String> = (0..EVENTS_KEPT_MAX + 2)
+            .map(|_| {
+                events.tell(&id(), EventKind::Created);
+                events.shared.kept.lock().unwrap().events.back().unwrap().id.clone()
+            })
+            .collect();
+        assert!(events.since(&ids[0]).gap, "the event after this one is forgotten");
+        let resumed = events.since(&ids[1]);
+        assert_eq!((resumed.missed.len(), resumed.gap), (EVENTS_KEPT_MAX, false));
+        assert!(events.since("01ARZ3NDEKTSV4RRFFQ69G5FAV").gap, "an event of another server");
     }
 }

@@ -26,6 +26,8 @@ pub mod machine;
 
 pub mod disk;
 
+pub mod console;
+
 pub mod events;
 
 pub mod idempotency;
@@ -67,8 +69,9 @@ use cove_protocol::vmm::{HostProbe, Stats};
 
 pub use agent::{ExecEvent, ExecInput, ExecOutput, Execution, FileStream, GuestStream};
 pub use config::{EngineConfig, EngineLimits, Places};
+pub use console::{Console, ConsolePiece};
 pub use error::{BoxError, Error};
-pub use events::{Event, EventKind};
+pub use events::{Event, EventKind, Resumed};
 pub use idempotency::{Answer, Claim, ClaimGuard, InFlight, Replay};
 pub use sandbox::{
     Active, Activity, BootPath, External, Sandbox, SandboxFilter, SandboxId, SandboxSpec, SandboxState, SandboxUpdate,
@@ -399,7 +402,7 @@ impl Engine {
     }
 
     /// The remembered events after the one with this id, and every event from then on.
-    pub fn events_since(&self, event_id: &str) -> (Vec<Event>, broadcast::Receiver<Event>) {
+    pub fn events_since(&self, event_id: &str) -> Resumed {
         self.shared.events.since(event_id)
     }
 
@@ -420,6 +423,15 @@ impl Engine {
         }
         let path = self.shared.config.paths.console_log(id);
         store::blocking(move || file_tail(&path, u64::from(bytes_max))).await
+    }
+
+    /// A sandbox's console from its newest `bytes` on, as it is written; through pauses and new machines.
+    ///
+    /// # Errors
+    /// [`Error::SandboxNotFound`], [`Error::SandboxDestroyed`], [`Error::File`].
+    pub async fn follow_logs(&self, id: &SandboxId, bytes: u64) -> Result<Console, Error> {
+        self.handle(id).await?;
+        Console::follow(&self.shared.config.paths.console_log(id), bytes)
     }
 
     /// Figures of a sandbox's machine.

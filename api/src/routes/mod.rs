@@ -3,11 +3,14 @@
 //! Paths here have no prefix: see [`crate::mount`]. What an `{id}` is, and what no route matches, is decided here.
 
 mod bulk;
+mod env;
+mod events;
 mod exec;
 mod files;
 mod fork;
 mod history;
 mod life;
+mod logs;
 mod named;
 mod readiness;
 mod run;
@@ -51,6 +54,8 @@ pub(crate) fn all() -> OpenApiRouter<Api> {
         .routes(routes!(bulk::destroy_sandboxes))
         .routes(routes!(readiness::get_readiness))
         .routes(routes!(readiness::stream_readiness))
+        .merge(env::routes())
+        .merge(events::routes())
         .routes(routes!(exec::exec_command))
         .routes(routes!(exec::exec_command_stream))
         .merge(files::routes())
@@ -65,7 +70,7 @@ pub(crate) fn all() -> OpenApiRouter<Api> {
         .routes(routes!(named::list_named_snapshots, named::create_named_snapshot))
         .routes(routes!(named::get_named_snapshot, named::delete_named_snapshot))
         .routes(routes!(fork::deploy_named_snapshot))
-        .routes(routes!(system::get_logs))
+        .merge(logs::routes())
         .routes(routes!(system::get_stats))
         .routes(routes!(system::get_system))
         .routes(routes!(system::get_disk_use))

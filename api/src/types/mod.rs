@@ -1,6 +1,8 @@
 //! The JSON shapes of the API: what `openapi.json` and the page's types are made from. Data only; routes fill them.
 
 mod create;
+mod env;
+mod event;
 mod exec;
 mod files;
 mod life;
@@ -11,6 +13,8 @@ mod system;
 mod template;
 
 pub use create::CreateBody;
+pub use env::{EnvBody, EnvRemoved, EnvVariable};
+pub use event::{EventRecord, GapRecord, Ticket};
 pub use exec::{ChunkData, ExecBody, ExecData, ExecResult, ExitData, LineData, OutputAs};
 pub use files::{
     Borrowed, FileEntry, FileFailure, FileInMany, FileWritten, Listing, PathBody, Removed, WriteBody, WriteMany,

@@ -4,6 +4,23 @@
  */
 
 export interface paths {
+    "/auth/sse-ticket": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** The same as `/sse/ticket`. */
+        post: operations["make_ticket_alias"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/bulk/sandboxes/destroy": {
         parameters: {
             query?: never;
@@ -49,6 +66,23 @@ export interface paths {
         put?: never;
         /** Resumes sandboxes. */
         post: operations["resume_sandboxes"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/events/stream": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** What happens to all sandboxes from now on. */
+        get: operations["stream_events"];
+        put?: never;
+        post?: never;
         delete?: never;
         options?: never;
         head?: never;
@@ -251,6 +285,58 @@ export interface paths {
         head?: never;
         /** Changes what a caller may change; answers the whole record. */
         patch: operations["update_sandbox"];
+        trace?: never;
+    };
+    "/sandboxes/{id}/env": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** The variables, names in byte order. */
+        get: operations["list_env"];
+        /** Sets variables; others stay. Processes that are started from then on see them, also in a running sandbox. */
+        put: operations["set_env"];
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/sandboxes/{id}/env/{key}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /** Takes a variable away. */
+        delete: operations["delete_env"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/sandboxes/{id}/events": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** What happens to one sandbox from now on. Ends when the sandbox is destroyed. */
+        get: operations["stream_sandbox_events"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
         trace?: never;
     };
     "/sandboxes/{id}/exec": {
@@ -507,6 +593,26 @@ export interface paths {
         };
         /** The end of the sandbox's console: what its kernel and its agent said. */
         get: operations["get_logs"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/sandboxes/{id}/logs/stream": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * The newest lines of the sandbox's console, and then each line as it comes, through pauses. Ends when the sandbox is
+         *     destroyed. A frame `gap` says that lines are missing.
+         */
+        get: operations["stream_logs"];
         put?: never;
         post?: never;
         delete?: never;
@@ -833,6 +939,23 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/sse/ticket": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** A ticket for one stream: pages cannot send the token with `EventSource` or a WebSocket. */
+        post: operations["make_ticket"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/system": {
         parameters: {
             query?: never;
@@ -1056,6 +1179,16 @@ export interface components {
                 owners: {
                     [key: string]: components["schemas"]["DiskShare"];
                 };
+            };
+        };
+        /** @description The envelope of a single resource, and of every list. */
+        Data_EnvRemoved: {
+            /** @description A variable was taken away. */
+            data: {
+                /** @description `true`. */
+                deleted: boolean;
+                /** @description Which. */
+                name: string;
             };
         };
         /** @description The envelope of a single resource, and of every list. */
@@ -1443,6 +1576,36 @@ export interface components {
             };
         };
         /** @description The envelope of a single resource, and of every list. */
+        Data_Ticket: {
+            /**
+             * @description In place of the token, once, in the query of a stream.
+             * @example {
+             *       "expires_in": 60,
+             *       "ticket": "tkt_5d41402abc4b2a76b9719d911017c592"
+             *     }
+             */
+            data: {
+                /**
+                 * Format: int64
+                 * @description Seconds.
+                 */
+                expires_in: number;
+                /** @description For `?ticket=`. */
+                ticket: string;
+            };
+        };
+        /** @description The envelope of a single resource, and of every list. */
+        Data_Vec_EnvVariable: {
+            data: {
+                /** @description `false`: this server hides no values. */
+                encrypted: boolean;
+                /** @description Its name. */
+                key: string;
+                /** @description Its value. */
+                value: string;
+            }[];
+        };
+        /** @description The envelope of a single resource, and of every list. */
         Data_Vec_SandboxRecord: {
             data: {
                 always_on: boolean;
@@ -1678,6 +1841,8 @@ export interface components {
              * @description Requests refused as malformed, and host failures.
              */
             errors: number;
+            /** @description A write waits, with all that follow it, since the host's file system has no room for it. */
+            held: boolean;
             /**
              * Format: int64
              * @description Bytes the guest got from it.
@@ -1724,6 +1889,53 @@ export interface components {
         };
         /** @description Takes no fields; any that come are ignored. */
         EmptyBody: Record<string, never>;
+        /**
+         * @description Variables to set.
+         * @example {
+         *       "vars": [
+         *         {
+         *           "key": "DEBUG",
+         *           "value": "1"
+         *         }
+         *       ]
+         *     }
+         */
+        EnvBody: {
+            /** @description Each replaces the variable of its name. */
+            vars: components["schemas"]["EnvEntry"][];
+        };
+        /** @description One of them. */
+        EnvEntry: {
+            /** @description `false` or absent. */
+            encrypted?: boolean | null;
+            /** @description A letter or `_`, then letters, digits and `_`. */
+            key: string;
+            /** @description Any text without a zero byte. */
+            value: string;
+        };
+        /** @description A variable was taken away. */
+        EnvRemoved: {
+            /** @description `true`. */
+            deleted: boolean;
+            /** @description Which. */
+            name: string;
+        };
+        /**
+         * @description A variable of a sandbox.
+         * @example {
+         *       "encrypted": false,
+         *       "key": "DEBUG",
+         *       "value": "1"
+         *     }
+         */
+        EnvVariable: {
+            /** @description `false`: this server hides no values. */
+            encrypted: boolean;
+            /** @description Its name. */
+            key: string;
+            /** @description Its value. */
+            value: string;
+        };
         /** @description See [`ErrorEnvelope`]. */
         ErrorBody: {
             /** @description Stable, for programs, such as `SANDBOX_NOT_FOUND`. */
@@ -1746,6 +1958,29 @@ export interface components {
         ErrorEnvelope: {
             /** @description What went wrong. */
             error: components["schemas"]["ErrorBody"];
+        };
+        /**
+         * @description The data of an event's frame. What else the event says stands beside these fields, such as `exit_code`.
+         * @example {
+         *       "duration_ms": 12,
+         *       "exec_id": "exec_3",
+         *       "exit_code": 0,
+         *       "id": "01KB3Z8Q5T0000000000000000",
+         *       "sandbox_id": "sbx_7",
+         *       "tenant_id": "local",
+         *       "ts": "2026-01-02T03:04:05.000006Z",
+         *       "type": "sandbox.exec.completed"
+         *     }
+         */
+        EventRecord: Record<string, never> & {
+            /** @description A ULID, larger than that of every earlier event; also the id of the frame. */
+            id: string;
+            /** @description `local`. */
+            tenant_id: string;
+            /** @description When. */
+            ts: string;
+            /** @description Such as `sandbox.ready`; also the name of the frame. */
+            type: string;
         };
         /** @description A command to run. */
         ExecBody: {
@@ -2559,6 +2794,22 @@ export interface components {
             workdir: string;
         };
         /**
+         * @description In place of the token, once, in the query of a stream.
+         * @example {
+         *       "expires_in": 60,
+         *       "ticket": "tkt_5d41402abc4b2a76b9719d911017c592"
+         *     }
+         */
+        Ticket: {
+            /**
+             * Format: int64
+             * @description Seconds.
+             */
+            expires_in: number;
+            /** @description For `?ticket=`. */
+            ticket: string;
+        };
+        /**
          * @description What to change of a sandbox. Fields that are absent stay; fields that are not listed are ignored.
          * @example {
          *       "metadata": {
@@ -2667,6 +2918,35 @@ export interface components {
 }
 export type $defs = Record<string, never>;
 export interface operations {
+    make_ticket_alias: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Good once, within 60 s, as `?ticket=` */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_Ticket"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
     destroy_sandboxes: {
         parameters: {
             query?: never;
@@ -2750,6 +3030,47 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["Data_BulkOutcome"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    stream_events: {
+        parameters: {
+            query?: {
+                /** @description Only these: names with commas between them; `*` stands for anything, as in `sandbox.exec.*`. */
+                types?: string;
+                /** @description The same as `types`. */
+                action?: string;
+                /** @description The id of the last event seen; the header `Last-Event-ID` says the same and wins. */
+                last_event_id?: string;
+                /** @description In place of the token: see `POST /sse/ticket`. */
+                ticket?: string;
+            };
+            header?: {
+                /** @description Go on after this event */
+                "Last-Event-ID"?: string | null;
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Frames `sandbox.*` with an id, and `gap` */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "text/event-stream": components["schemas"]["EventRecord"];
                 };
             };
             /** @description Refused or failed; `error.code` says why */
@@ -3283,6 +3604,144 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["Data_SandboxRecord"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    list_env: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_Vec_EnvVariable"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    set_env: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["EnvBody"];
+            };
+        };
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_Vec_EnvVariable"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    delete_env: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+                key: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_EnvRemoved"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    stream_sandbox_events: {
+        parameters: {
+            query?: {
+                /** @description Only these: names with commas between them; `*` stands for anything, as in `sandbox.exec.*`. */
+                types?: string;
+                /** @description The same as `types`. */
+                action?: string;
+                /** @description The id of the last event seen; the header `Last-Event-ID` says the same and wins. */
+                last_event_id?: string;
+                /** @description In place of the token: see `POST /sse/ticket`. */
+                ticket?: string;
+            };
+            header?: {
+                /** @description Go on after this event */
+                "Last-Event-ID"?: string | null;
+            };
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Frames `sandbox.*` with an id, and `gap` */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "text/event-stream": components["schemas"]["EventRecord"];
                 };
             };
             /** @description Refused or failed; `error.code` says why */
@@ -3907,6 +4366,42 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["Data_Logs"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    stream_logs: {
+        parameters: {
+            query?: {
+                /** @description Begin with so many of the newest lines: 200 when absent, at most 10000. */
+                lines?: string;
+                /** @description In place of the token: see `POST /sse/ticket`. */
+                ticket?: string;
+            };
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Frames `stdout` and `gap` */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "text/event-stream": components["schemas"]["LineData"];
                 };
             };
             /** @description Refused or failed; `error.code` says why */
@@ -4618,6 +5113,35 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["Data_Listing"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    make_ticket: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Good once, within 60 s, as `?ticket=` */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_Ticket"];
                 };
             };
             /** @description Refused or failed; `error.code` says why */
