@@ -40,6 +40,8 @@ mod data_dir;
 
 mod host;
 
+mod clock;
+
 mod framed;
 
 mod random;
@@ -165,6 +167,7 @@ impl Engine {
         storage::remove_orphans(&shared).await?;
         store::remove_unused(&shared.db, &shared.config.paths).await?;
         shared.tasks.spawn(keep_house(Arc::clone(&shared)));
+        shared.tasks.spawn(clock::follow(Arc::clone(&shared)));
         shared.tasks.spawn(storage::flatten::keep(Arc::clone(&shared)));
         if shared.config.warm_pool > 0 && shared.host.ready.is_ok() {
             shared.tasks.spawn(warm::pool::keep(Arc::clone(&shared)));

@@ -107,6 +107,11 @@ impl Shared {
         self.handles().get(id).cloned()
     }
 
+    /// Every driver's handle.
+    pub(crate) fn all(&self) -> Vec<Handle> {
+        self.handles().values().cloned().collect()
+    }
+
     fn handles(&self) -> std::sync::MutexGuard<'_, HashMap<SandboxId, Handle>> {
         self.handles.lock().unwrap_or_else(PoisonError::into_inner)
     }

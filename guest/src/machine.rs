@@ -89,6 +89,10 @@ impl Host for Machine {
         self.set_generation(configure.generation).map_err(failed("generation: cannot write /run/cove/generation"))
     }
 
+    fn set_clock(&mut self, clock_us: u64) -> Result<(), Failure> {
+        set_clock(clock_us)
+    }
+
     fn hello(&self) -> Reply {
         hello(self.boot_us)
     }
@@ -101,6 +105,10 @@ impl Host for Machine {
 impl Host for Process {
     fn configure(&mut self, configure: &Configure) -> Result<(), Failure> {
         check(configure)
+    }
+
+    fn set_clock(&mut self, _clock_us: u64) -> Result<(), Failure> {
+        Ok(())
     }
 
     fn hello(&self) -> Reply {

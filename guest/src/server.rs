@@ -73,6 +73,12 @@ pub trait Host {
     /// Names the field that is wrong.
     fn configure(&mut self, configure: &Configure) -> Result<(), Failure>;
 
+    /// Sets the machine's wall clock, to microseconds since 1970.
+    ///
+    /// # Errors
+    /// When the kernel refuses it.
+    fn set_clock(&mut self, clock_us: u64) -> Result<(), Failure>;
+
     /// The answer to [`Request::Hello`].
     fn hello(&self) -> Reply;
 
@@ -552,6 +558,10 @@ impl<'a> Server<'a> {
         let reply = match request {
             Request::Hello => self.host.hello(),
             Request::Configure(configure) => match self.configure(configure) {
+                Ok(()) => Reply::Done,
+                Err(failure) => failure.into(),
+            },
+            Request::SetClock { clock_us } => match self.host.set_clock(clock_us) {
                 Ok(()) => Reply::Done,
                 Err(failure) => failure.into(),
             },

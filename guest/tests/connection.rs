@@ -119,6 +119,14 @@ fn power_off_is_answered() {
 }
 
 #[test]
+fn a_clock_is_set_between_other_requests() {
+    let agent = Agent::start();
+    let mut client = agent.connect();
+    assert_eq!(client.ask(&Request::SetClock { clock_us: 1 }), Reply::Done);
+    assert_eq!(client.run(&exec("echo on")).stdout, "on\n");
+}
+
+#[test]
 fn a_prepared_machine_and_its_disk_are_told_of() {
     let agent = Agent::start();
     let mut client = agent.connect();

@@ -107,6 +107,11 @@ pub enum Request {
     },
     /// Who listens on TCP ports in the guest. Answered by [`Reply::Listeners`].
     Listeners,
+    /// Set the machine's wall clock: the host's jumped. Answered by [`Reply::Done`].
+    SetClock {
+        /// The host's wall clock, microseconds since 1970.
+        clock_us: u64,
+    },
 }
 
 impl Request {
@@ -128,6 +133,7 @@ impl Request {
             Request::PowerOff => "power_off",
             Request::Connect { .. } => "connect",
             Request::Listeners => "listeners",
+            Request::SetClock { .. } => "set_clock",
         }
     }
 }

@@ -31,6 +31,7 @@ pub use self::files::FileStream;
 pub(crate) use self::ready::ReadySocket;
 
 use self::connection::Pool;
+use crate::clock;
 use crate::error::Error;
 use crate::sandbox::{Sandbox, SandboxId, SandboxState};
 
@@ -146,6 +147,11 @@ impl Agent {
     /// Gives the machine its name, its clock and the sandbox's environment.
     pub(crate) async fn configure(&self, configure: Configure) -> Result<(), Error> {
         self.ask_for_done(&Request::Configure(configure)).await
+    }
+
+    /// Sets the machine's wall clock to the host's.
+    pub(crate) async fn set_clock(&self) -> Result<(), Error> {
+        self.ask_for_done(&Request::SetClock { clock_us: clock::now_us() }).await
     }
 
     /// Asks it to do now what would otherwise be done when it is first asked for.

@@ -238,6 +238,11 @@ fn agent(stream: UnixStream, shared: &Shared) {
                 shared.lock().unwrap().memory.push_str(" prepared");
                 guest::Reply::Done
             }
+            guest::Request::SetClock { clock_us } => {
+                assert!(clock_us > 0);
+                shared.lock().unwrap().memory.push_str(" clock");
+                guest::Reply::Done
+            }
             guest::Request::Exec(exec) => {
                 let Command::Shell(line) = exec.command else { panic!("{:?}", exec.command) };
                 frame::write(&mut writer, &guest::Reply::Started { pid: 7 }).unwrap();

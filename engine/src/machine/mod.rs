@@ -203,6 +203,11 @@ impl Machine {
         self.or_ended(async { Control::connect(&self.control).await?.tell("resume", &Request::Resume).await }).await
     }
 
+    /// Lets all other processes of the host go first, for the rest of its life.
+    pub(crate) fn yield_to_others(&self) {
+        self.process.yield_to_others();
+    }
+
     /// Flushes the disks and ends the process; kills it when it does not do so by itself. Returns when it is gone.
     pub(crate) async fn stop(&self) -> Result<(), MachineError> {
         let told = async { Control::connect(&self.control).await?.tell("stop", &Request::Stop).await }.await;
@@ -291,7 +296,7 @@ impl Machine {
     deprecated,
     reason = "the safe constructor is deprecated for types whose descriptor may change; an OwnedFd's cannot"
 )]
-fn readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+pub(crate) fn readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::with_interest(fd, Interest::READABLE)
 }
 

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal, setpriority_pgrp};
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
 
@@ -26,6 +26,9 @@ const CONTROL_FLAG: &str = "--control";
 
 /// Variables that a vmm may see of the server's environment.
 const VARIABLES_PASSED: [&str; 3] = ["RUST_LOG", "RUST_BACKTRACE", "COVE_LOG"];
+
+/// The nice value of what may take time only when nobody else wants it (setpriority(2)).
+const LOWEST_PRIORITY: i32 = 19;
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,6 +131,16 @@ impl Process {
     /// It ended.
     pub(crate) fn has_ended(&self) -> bool {
         self.end.borrow().is_some()
+    }
+
+    /// Lets every other process of the host go first, from now on and for good. Its group is its own, so this reaches all
+    /// of its threads and nothing else.
+    pub(crate) fn yield_to_others(&self) {
+        // Without a number the kernel would take the caller's own group.
+        let Some(group) = i32::try_from(self.identity.pid).ok().and_then(Pid::from_raw) else { return };
+        if let Err(errno) = setpriority_pgrp(Some(group), LOWEST_PRIORITY) {
+            tracing::warn!(pid = self.identity.pid, %errno, "a vmm process keeps its priority");
+        }
     }
 
     /// SIGKILL; nothing when it already ended.

@@ -16,13 +16,13 @@ use std::time::Duration;
 
 use cove_protocol::guest::Configure;
 use cove_protocol::vmm::{ConsoleSpec, DiskSpec, ErrorKind, MachineSpec, RestoreSpec, VsockSpec};
-use time::OffsetDateTime;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use super::driver::{Live, Progress};
 use super::{Sandbox, SandboxId, Shape, spec};
 use crate::agent::{Agent, AgentError, ReadySocket};
+use crate::clock;
 use crate::config::Paths;
 use crate::data_dir::make_dir;
 use crate::db::DbError;
@@ -279,11 +279,10 @@ pub(crate) fn hostname(id: &SandboxId) -> String {
 
 /// What the agent is told before the sandbox is called ready.
 fn configuration(sandbox: &Sandbox, fresh: bool) -> Configure {
-    let clock_us = u64::try_from(OffsetDateTime::now_utc().unix_timestamp_nanos() / 1000).unwrap_or(0);
     Configure {
         hostname: hostname(&sandbox.id),
         env: spec::env_pairs(&sandbox.env),
-        clock_us,
+        clock_us: clock::now_us(),
         entropy: random::bytes::<ENTROPY_BYTES>().to_vec().into(),
         machine_id: if fresh { random::machine_id() } else { String::new() },
         generation: sandbox.generation,

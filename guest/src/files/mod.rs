@@ -72,6 +72,7 @@ fn run(transport: &mut Transport, request: &Request, buffer: &mut Vec<u8>) -> Re
         | Request::Prepare
         | Request::Sync
         | Request::Exec(_)
+        | Request::SetClock { .. }
         | Request::PowerOff
         | Request::Connect { .. }
         | Request::Listeners => Err(Failure::request(format!("{} is not a file operation", request.name())).into()),

@@ -83,6 +83,8 @@ async fn scratch(
         None => start::boot(shared, &tools, &plan, &|_| {}, made).await.map_err(failed)?,
     };
     let Some(machine) = made.machine.clone() else { return Err(Error::ShuttingDown) };
+    // Commands run in sandboxes meanwhile; only starts make it stand still.
+    machine.yield_to_others();
     let agent = Agent::alone(shared.config.paths.vsock_socket(id), id.clone());
     while_quiet(shared, &machine, agent.prepare(PREPARE_DEADLINE)).await?;
     while_quiet(shared, &machine, agent.sync(SYNC_DEADLINE)).await?;
