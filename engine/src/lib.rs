@@ -69,7 +69,7 @@ use tokio::time::{Instant, timeout_at};
 pub use cove_protocol as protocol;
 use cove_protocol::vmm::{HostProbe, Stats};
 
-pub use agent::{ExecEvent, ExecInput, ExecOutput, Execution, FileStream, GuestStream};
+pub use agent::{ExecEvent, ExecInput, ExecOutput, Execution, FileChanges, FileStream, GuestStream};
 pub use config::{EngineConfig, EngineLimits, Places};
 pub use console::{Console, ConsolePiece};
 pub use error::{BoxError, Error};

@@ -10,6 +10,8 @@
 //!  ReadFile   ►                               ◄ FileInfo, Data*, Done!
 //!  WriteFile  ► Input::Data*, Input::End      ◄ Done!          (nothing is visible at the path before `Done`)
 //!  List       ►                               ◄ Entries*, Done!
+//!  Watch      ► Input::End                    ◄ Watching, Changes*, Done!
+//!  Archive    ►                               ◄ Data*, Done!
 //!  Connect    ► Input::{Data, End}*           ◄ Connected, Data*, End, Done!      (`End` and `Input::End` are half-closes)
 //!  the others ►                               ◄ one final reply
 //! ```
@@ -27,6 +29,9 @@ pub const CHUNK_BYTES_MAX: usize = 64 << 10;
 
 /// Most entries of one [`Reply::Entries`] frame.
 pub const ENTRIES_PER_FRAME_MAX: usize = 256;
+
+/// Most changes of one [`Reply::Changes`].
+pub const CHANGES_PER_FRAME_MAX: usize = 256;
 
 /// Most listeners of one [`Reply::Listeners`].
 pub const LISTENERS_MAX: usize = 256;
@@ -112,6 +117,20 @@ pub enum Request {
         /// The host's wall clock, microseconds since 1970.
         clock_us: u64,
     },
+    /// Tell what changes in a directory until the peer sends [`Input::End`] or closes. `Done` also when the directory itself is
+    /// gone.
+    Watch {
+        /// Absolute path of a directory.
+        path: String,
+        /// Also what is below its directories, new ones too. `/proc`, `/sys` and `/dev` are left out.
+        recursive: bool,
+    },
+    /// Pack files, links and directories with all in them into one tar archive (POSIX ustar, with the extensions of GNU for
+    /// long names). Devices, sockets and pipes are left out.
+    Archive {
+        /// Absolute paths. In the archive each is named by its last part, and all of its names begin with it.
+        paths: Vec<String>,
+    },
 }
 
 impl Request {
@@ -134,6 +153,8 @@ impl Request {
             Request::Connect { .. } => "connect",
             Request::Listeners => "listeners",
             Request::SetClock { .. } => "set_clock",
+            Request::Watch { .. } => "watch",
+            Request::Archive { .. } => "archive",
         }
     }
 }
@@ -240,6 +261,13 @@ pub enum Reply {
     End,
     /// The listening TCP sockets, by port; at most [`LISTENERS_MAX`].
     Listeners(Vec<Listener>),
+    /// What happens from now on in the directory of a [`Request::Watch`] will be told.
+    Watching {
+        /// How many directories are looked at.
+        directories: u64,
+    },
+    /// What happened, in this order; at most [`CHANGES_PER_FRAME_MAX`].
+    Changes(Vec<Change>),
 }
 
 impl Reply {
@@ -253,7 +281,9 @@ impl Reply {
             | Reply::Data(_)
             | Reply::Entries(_)
             | Reply::Connected
-            | Reply::End => false,
+            | Reply::End
+            | Reply::Watching { .. }
+            | Reply::Changes(_) => false,
         }
     }
 }
@@ -298,6 +328,39 @@ pub struct Listener {
     pub pid: Option<i32>,
     /// That process's command line, words joined by spaces, at most [`LISTENER_COMMAND_CHARS_MAX`] characters.
     pub command: Option<String>,
+}
+
+/// Something that happened below a watched directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// What.
+    pub kind: ChangeKind,
+    /// Absolute path. Bytes that are not UTF-8 are replaced.
+    pub path: String,
+    /// The path before a [`ChangeKind::Renamed`].
+    pub old_path: Option<String>,
+    /// It is a directory.
+    pub is_dir: bool,
+    /// How many: of the lost changes for [`ChangeKind::Overflow`], `None` when the kernel lost them and does not say; of
+    /// directories for [`ChangeKind::Unwatched`].
+    pub count: Option<u64>,
+}
+
+/// What a [`Change`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ChangeKind {
+    /// It is new here.
+    Created,
+    /// Its content or its permissions changed.
+    Modified,
+    /// It is not here any more.
+    Deleted,
+    /// It has another path.
+    Renamed,
+    /// Changes were lost here, because they came faster than they were taken. `path` is the watched directory.
+    Overflow,
+    /// Directories, of which `path` is one, are not looked at: there are too many.
+    Unwatched,
 }
 
 /// One file, directory or link.

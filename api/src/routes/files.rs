@@ -9,6 +9,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
+use axum::routing::{MethodRouter, get};
 use bytes::Bytes;
 use cove_engine::{BoxError, Error, SandboxId};
 use futures_util::{Stream, StreamExt, stream};
@@ -18,14 +19,15 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::sandbox_id;
+use super::transfer::{download_file_by_path, remove_file, upload_file};
 use crate::Api;
 use crate::base64::{Encoded, part_of};
 use crate::error::ApiError;
 use crate::extract::{FILES_BODY_BYTES_MAX, Id, JsonBody, JsonBytes, Query, number, parse};
 use crate::heartbeat::{self, Unmistakable};
 use crate::types::{
-    Borrowed, Data, FileEntry, FileFailure, FileInMany, FileWritten, Listing, PathBody, WriteBody, WriteMany,
-    WriteManyBody, Written,
+    Borrowed, Data, DirMade, FileEntry, FileFailure, FileInMany, FileWritten, Listing, MakeDirBody, MoveBody, Moved,
+    PathBody, Removed, WriteBody, WriteMany, WriteManyBody, Written,
 };
 
 /// Permission bits of a file that these routes make.
@@ -43,12 +45,24 @@ const DEPTH_MAX: u32 = 64;
 pub(super) fn routes() -> OpenApiRouter<Api> {
     OpenApiRouter::default()
         .routes(routes!(write_file))
-        .routes(routes!(write_file_legacy, list_files))
+        .routes(routes!(write_file_legacy, list_files, remove_by_query))
         .routes(routes!(list_files_alias))
         .routes(routes!(stat_file))
         .routes(routes!(stat_file_legacy))
         .routes(routes!(write_files))
         .routes(routes!(write_files_legacy))
+        .routes(routes!(write_files_batch))
+        .routes(routes!(move_file))
+        .routes(routes!(make_dir))
+        // Files of the root directory whose names are those of these routes.
+        .route("/sandboxes/{id}/files/batch", by_path())
+        .route("/sandboxes/{id}/files/move", by_path())
+        .route("/sandboxes/{id}/files/mkdir", by_path())
+}
+
+/// The calls on a file whose path is in the URL.
+fn by_path() -> MethodRouter<Api> {
+    get(download_file_by_path).put(upload_file).delete(remove_file)
 }
 
 /// A path that can be one: absolute, not too long, without a zero byte.
@@ -135,20 +149,21 @@ pub async fn write_file_legacy(
     Ok(heartbeat::answer(StatusCode::OK, write_one(api, sandbox_id(&id)?, body, ContentIs::Base64)).await)
 }
 
-async fn write_each(api: Api, id: SandboxId, body: Bytes) -> Result<Data<WriteMany>, Unmistakable> {
+async fn write_each(api: Api, id: SandboxId, body: Bytes, default: ContentIs) -> Result<Data<WriteMany>, Unmistakable> {
     let request: WriteManyBody<'_> = parse(&body)?;
     // A sandbox that is not there fails the call, not each of its files.
     api.engine.get(id.as_str()).await?;
     let mut outcome = WriteMany::default();
     for file in &request.files {
         let path = file.path.clone().into_owned();
-        let written = match content_of_many(file, &body).and_then(|content| Ok((checked_path(&path)?, content))) {
-            Ok((path, content)) => api.engine.write_file(&id, path, FILE_MODE, content.into_stream()).await,
-            Err(error) => {
-                outcome.failed.push(FileFailure { path, error: error.message().to_owned(), code: error.code() });
-                continue;
-            }
-        };
+        let written =
+            match content_of_many(file, default, &body).and_then(|content| Ok((checked_path(&path)?, content))) {
+                Ok((path, content)) => api.engine.write_file(&id, path, FILE_MODE, content.into_stream()).await,
+                Err(error) => {
+                    outcome.failed.push(FileFailure { path, error: error.message().to_owned(), code: error.code() });
+                    continue;
+                }
+            };
         match written {
             Ok(size_bytes) => outcome.written.push(FileWritten { path, size_bytes }),
             Err(error @ (Error::Guest { .. } | Error::Invalid { .. })) => {
@@ -161,9 +176,10 @@ async fn write_each(api: Api, id: SandboxId, body: Bytes) -> Result<Data<WriteMa
     Ok(Data { data: outcome })
 }
 
-fn content_of_many(file: &FileInMany<'_>, body: &Bytes) -> Result<Content, ApiError> {
+fn content_of_many(file: &FileInMany<'_>, default: ContentIs, body: &Bytes) -> Result<Content, ApiError> {
     let meaning = match file.encoding.as_ref().map(|encoding| encoding.0.as_ref()) {
-        None | Some("utf8" | "utf-8" | "text") => ContentIs::Text,
+        None => default,
+        Some("utf8" | "utf-8" | "text") => ContentIs::Text,
         Some("base64") => ContentIs::Base64,
         Some(other) => {
             return Err(ApiError::invalid("encoding", format!("encoding is '{other}'; it can be utf8 or base64")));
@@ -180,7 +196,7 @@ pub async fn write_files(
     Id(id): Id,
     JsonBytes(body): JsonBytes<FILES_BODY_BYTES_MAX>,
 ) -> Result<Response, ApiError> {
-    Ok(heartbeat::answer(StatusCode::OK, write_each(api, sandbox_id(&id)?, body)).await)
+    Ok(heartbeat::answer(StatusCode::OK, write_each(api, sandbox_id(&id)?, body, ContentIs::Text)).await)
 }
 
 /// The same as `/fs/write-many`.
@@ -191,7 +207,78 @@ pub async fn write_files_legacy(
     Id(id): Id,
     JsonBytes(body): JsonBytes<FILES_BODY_BYTES_MAX>,
 ) -> Result<Response, ApiError> {
-    Ok(heartbeat::answer(StatusCode::OK, write_each(api, sandbox_id(&id)?, body)).await)
+    Ok(heartbeat::answer(StatusCode::OK, write_each(api, sandbox_id(&id)?, body, ContentIs::Text)).await)
+}
+
+/// Writes several files in order, `content` being base64: what SDK 1.x sends. One that fails does not stop the others.
+#[utoipa::path(post, path = "/sandboxes/{id}/files/batch", tag = "files", params(("id" = String, Path)),
+    request_body = WriteManyBody, responses((status = 200, body = Data<WriteMany>)))]
+pub async fn write_files_batch(
+    State(api): State<Api>,
+    Id(id): Id,
+    JsonBytes(body): JsonBytes<FILES_BODY_BYTES_MAX>,
+) -> Result<Response, ApiError> {
+    let work = write_each(api, sandbox_id(&id)?, body, ContentIs::Base64);
+    Ok(heartbeat::answer(StatusCode::OK, work).await)
+}
+
+/// Renames a file or directory, across file systems too.
+#[utoipa::path(post, path = "/sandboxes/{id}/files/move", tag = "files", params(("id" = String, Path)),
+    request_body = MoveBody, responses((status = 200, body = Data<Moved>)))]
+pub async fn move_file(
+    State(api): State<Api>,
+    Id(id): Id,
+    JsonBody(body): JsonBody<MoveBody>,
+) -> Result<Response, ApiError> {
+    let id = sandbox_id(&id)?;
+    let MoveBody { from, to } = body;
+    checked_path(&from)?;
+    checked_path(&to)?;
+    let work = async move {
+        api.engine.move_path(&id, &from, &to).await?;
+        Ok::<_, Unmistakable>(Data { data: Moved { from, to } })
+    };
+    Ok(heartbeat::answer(StatusCode::OK, work).await)
+}
+
+/// Makes a directory and its missing parents; one that is there is fine.
+#[utoipa::path(post, path = "/sandboxes/{id}/files/mkdir", tag = "files", params(("id" = String, Path)),
+    request_body = MakeDirBody, responses((status = 200, body = Data<DirMade>)))]
+pub async fn make_dir(
+    State(api): State<Api>,
+    Id(id): Id,
+    JsonBody(body): JsonBody<MakeDirBody>,
+) -> Result<Json<Data<DirMade>>, ApiError> {
+    api.engine.make_dir(&sandbox_id(&id)?, checked_path(&body.path)?).await?;
+    Ok(Json(Data { data: DirMade { path: body.path } }))
+}
+
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct RemoveByQuery {
+    /// Absolute path.
+    path: Option<String>,
+    /// Also what is inside a directory; without it a directory must be empty.
+    recursive: Option<bool>,
+}
+
+/// Removes a file or directory.
+#[utoipa::path(delete, path = "/sandboxes/{id}/files", tag = "files", params(("id" = String, Path), RemoveByQuery),
+    responses((status = 200, body = Data<Removed>)))]
+pub async fn remove_by_query(
+    State(api): State<Api>,
+    Id(id): Id,
+    Query(query): Query<RemoveByQuery>,
+) -> Result<Response, ApiError> {
+    let id = sandbox_id(&id)?;
+    let path = query.path.ok_or_else(|| ApiError::invalid("path", "path is missing"))?;
+    checked_path(&path)?;
+    let recursive = query.recursive.unwrap_or(false);
+    let work = async move {
+        api.engine.remove(&id, &path, recursive).await?;
+        Ok::<_, Unmistakable>(Data { data: Removed { path, deleted: true } })
+    };
+    Ok(heartbeat::answer(StatusCode::OK, work).await)
 }
 
 #[derive(Deserialize, IntoParams)]

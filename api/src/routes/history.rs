@@ -8,6 +8,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
+use cove_engine::protocol::guest::EntryKind;
 use cove_engine::{Engine, SandboxId, Snapshot, SnapshotFilter};
 use futures_util::TryFutureExt;
 use serde::Deserialize;
@@ -15,6 +16,7 @@ use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::exports;
 use super::files::checked_path;
 use super::transfer::{self, ReadQuery};
 use crate::Api;
@@ -262,7 +264,7 @@ pub async fn list_snapshot_files(
     Ok(heartbeat::answer(StatusCode::OK, work).await)
 }
 
-/// The bytes of a file in a snapshot.
+/// The bytes of a file in a snapshot; a directory as a `.tar` that is made while it is sent.
 #[utoipa::path(get, path = "/snapshots/{id}/files", tag = "snapshots", params(("id" = String, Path), ReadQuery),
     responses((status = 200, body = [u8], content_type = "application/octet-stream")))]
 pub async fn download_snapshot_file(
@@ -273,6 +275,11 @@ pub async fn download_snapshot_file(
     let path = query.path()?;
     checked_path(&path)?;
     let snapshot = api.engine.find_snapshot(&id).await?;
+    if api.engine.snapshot_stat(&snapshot.id, &path).await?.kind == EntryKind::Directory {
+        let name = path.trim_end_matches('/').rsplit('/').next().filter(|name| !name.is_empty()).unwrap_or("root");
+        let name = format!("{name}.tar");
+        return Ok(exports::plain_archive(api.engine.snapshot_archive(&snapshot.id, &[path]).await?, &name));
+    }
     let (entry, chunks) = api.engine.snapshot_read_file(&snapshot.id, &path).await?;
     transfer::file(entry, chunks).await
 }

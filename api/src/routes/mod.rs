@@ -6,6 +6,7 @@ mod bulk;
 mod env;
 mod events;
 mod exec;
+mod exports;
 mod files;
 mod fork;
 mod history;
@@ -19,6 +20,7 @@ mod snapshots;
 mod system;
 mod templates;
 mod transfer;
+mod tree;
 
 use axum::extract::OriginalUri;
 use axum::http::{Method, StatusCode};
@@ -59,6 +61,8 @@ pub(crate) fn all() -> OpenApiRouter<Api> {
         .routes(routes!(exec::exec_command))
         .routes(routes!(exec::exec_command_stream))
         .merge(files::routes())
+        .merge(tree::routes())
+        .merge(exports::routes())
         .merge(transfer::routes())
         .routes(routes!(snapshots::create_snapshot, snapshots::list_snapshots))
         .routes(routes!(snapshots::create_snapshot_legacy))

@@ -1,5 +1,6 @@
 //! The JSON shapes of the API: what `openapi.json` and the page's types are made from. Data only; routes fill them.
 
+mod changes;
 mod create;
 mod env;
 mod event;
@@ -12,6 +13,7 @@ mod snapshot;
 mod system;
 mod template;
 
+pub use changes::{DirMade, Export, ExportBody, ExportFile, FileChange, MakeDirBody, MoveBody, Moved, TreeNode};
 pub use create::CreateBody;
 pub use env::{EnvBody, EnvRemoved, EnvVariable};
 pub use event::{EventRecord, GapRecord, Ticket};

@@ -16,6 +16,7 @@ use super::connection::Connection;
 use super::{Agent, AgentError, Answer, REPLY_DEADLINE, unexpected};
 use crate::error::{BoxError, Error};
 use crate::framed::FrameWriter;
+use crate::sandbox::Active;
 
 /// Chunks of a file that wait for their taker.
 const CHUNKS_QUEUED_MAX: usize = 4;
@@ -30,6 +31,16 @@ const ENTRIES_MAX: usize = 100_000;
 #[derive(Debug)]
 pub struct FileStream {
     chunks: mpsc::Receiver<Result<Bytes, Error>>,
+    /// The sandbox is not idle while it is read.
+    active: Option<Active>,
+}
+
+impl FileStream {
+    /// Keeps the sandbox from being idle for as long as this lives.
+    pub(crate) fn keeping(mut self, active: Active) -> Self {
+        self.active = Some(active);
+        self
+    }
 }
 
 impl Stream for FileStream {
@@ -48,11 +59,42 @@ impl Agent {
             Ok(Err(refused)) => return Err(refused),
             Err(error) => return Err(self.explain(error).await),
         };
+        Ok((entry, self.stream("read_file", connection, None)))
+    }
+
+    /// Packs paths into one tar archive.
+    pub(crate) async fn archive(&self, paths: &[String]) -> Result<FileStream, Error> {
+        match self.begin_archive(paths).await {
+            Ok(Ok((connection, first))) => Ok(self.stream("archive", connection, Some(first))),
+            Ok(Err(refused)) => Err(refused),
+            Err(error) => Err(self.explain(error).await),
+        }
+    }
+
+    async fn begin_archive(&self, paths: &[String]) -> Result<Result<(Connection, Bytes), Error>, AgentError> {
+        const NAME: &str = "archive";
+        let mut connection = self.shared.pool.open().await?;
+        connection.send(NAME, &Request::Archive { paths: paths.to_vec() }).await?;
+        match connection.receive(NAME, REPLY_DEADLINE).await? {
+            Reply::Data(data) => Ok(Ok((connection, Bytes::from(data.into_vec())))),
+            Reply::Error { kind, message } => {
+                connection.give_back();
+                Ok(Err(Error::Guest { kind, message }))
+            }
+            other => Err(unexpected(NAME, &other)),
+        }
+    }
+
+    /// The bytes that come on a connection, after those that came already.
+    fn stream(&self, name: &'static str, connection: Connection, first: Option<Bytes>) -> FileStream {
         let (sender, chunks) = mpsc::channel(CHUNKS_QUEUED_MAX);
         let agent = self.clone();
         let task = async move {
+            if let Some(first) = first {
+                let _ = sender.send(Ok(first)).await;
+            }
             let result = tokio::select! {
-                result = pass_chunks(connection, &sender) => result,
+                result = pass_chunks(name, connection, &sender) => result,
                 () = sender.closed() => return,
             };
             let error = match result {
@@ -63,7 +105,7 @@ impl Agent {
             let _ = sender.send(Err(error)).await;
         };
         tokio::spawn(task.in_current_span());
-        Ok((entry, FileStream { chunks }))
+        FileStream { chunks, active: None }
     }
 
     async fn begin_read(&self, path: &str) -> Result<Result<(Connection, Entry), Error>, AgentError> {
@@ -196,11 +238,12 @@ impl From<AgentError> for WriteError {
 
 /// Passes a file's chunks on to its end; `Some` is the agent's refusal to go on.
 async fn pass_chunks(
+    name: &'static str,
     mut connection: Connection,
     chunks: &mpsc::Sender<Result<Bytes, Error>>,
 ) -> Result<Option<Error>, AgentError> {
     loop {
-        match connection.receive("read_file", REPLY_DEADLINE).await? {
+        match connection.receive(name, REPLY_DEADLINE).await? {
             Reply::Data(data) => {
                 // A closed channel ends this future through its caller.
                 let _ = chunks.send(Ok(Bytes::from(data.into_vec()))).await;
@@ -213,7 +256,7 @@ async fn pass_chunks(
                 connection.give_back();
                 return Ok(Some(Error::Guest { kind, message }));
             }
-            other => return Err(unexpected("read_file", &other)),
+            other => return Err(unexpected(name, &other)),
         }
     }
 }

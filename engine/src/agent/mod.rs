@@ -13,6 +13,8 @@ mod exec;
 
 mod files;
 
+mod changes;
+
 mod ready;
 
 use std::io;
@@ -25,6 +27,7 @@ use cove_protocol::guest::{Configure, Reply, Request};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+pub use self::changes::FileChanges;
 pub use self::connect::GuestStream;
 pub use self::exec::{ExecEvent, ExecInput, ExecOutput, Execution};
 pub use self::files::FileStream;
@@ -262,6 +265,8 @@ fn unexpected(request: &'static str, reply: &Reply) -> AgentError {
         Reply::Data(_) => "data",
         Reply::Entries(_) => "entries",
         Reply::FileInfo(_) => "file_info",
+        Reply::Watching { .. } => "watching",
+        Reply::Changes(_) => "changes",
         Reply::Done => "done",
         Reply::Error { .. } => "error",
         Reply::Connected => "connected",

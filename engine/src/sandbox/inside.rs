@@ -14,7 +14,7 @@ use super::driver::Handle;
 use super::spec::check_env;
 use super::{Active, Sandbox, SandboxId, SandboxState};
 use crate::Engine;
-use crate::agent::{Agent, Execution, FileStream, GuestStream};
+use crate::agent::{Agent, Execution, FileChanges, FileStream, GuestStream};
 use crate::error::{BoxError, Error};
 use crate::events::EventKind;
 
@@ -66,8 +66,9 @@ impl Engine {
     /// As [`Engine::exec`].
     pub async fn read_file(&self, id: &SandboxId, path: &str) -> Result<(guest::Entry, FileStream), Error> {
         check_path(path)?;
-        let (agent, _active) = self.agent(id, "reading a file").await?;
-        agent.read_file(path).instrument(span("read_file", id)).await
+        let (agent, active) = self.agent(id, "reading a file").await?;
+        let (entry, bytes) = agent.read_file(path).instrument(span("read_file", id)).await?;
+        Ok((entry, bytes.keeping(active)))
     }
 
     /// Writes a file, all or nothing; returns how many bytes it has. Missing parents are made.
@@ -161,6 +162,32 @@ impl Engine {
             Some(agent) => agent.listeners(LISTENERS_DEADLINE).await,
             None => Ok(Vec::new()),
         }
+    }
+
+    /// Files, links and directories with all in them, as one tar archive.
+    ///
+    /// # Errors
+    /// As [`Engine::exec`].
+    pub async fn archive(&self, id: &SandboxId, paths: &[String]) -> Result<FileStream, Error> {
+        paths.iter().try_for_each(|path| check_path(path))?;
+        let bytes: usize = paths.iter().map(|path| path.len() + 8).sum();
+        if bytes > COMMAND_BYTES_MAX {
+            let message = format!("paths have {bytes} bytes together, and at most {COMMAND_BYTES_MAX} are possible");
+            return Err(Error::invalid("paths", message));
+        }
+        let (agent, active) = self.agent(id, "packing files").await?;
+        Ok(agent.archive(paths).instrument(span("archive", id)).await?.keeping(active))
+    }
+
+    /// What changes in a directory and, if `recursive`, in all below it, from now on. Watching does not keep a sandbox from
+    /// being idle; when it is paused, the stream ends with [`Error::Interrupted`].
+    ///
+    /// # Errors
+    /// As [`Engine::exec`].
+    pub async fn watch_files(&self, id: &SandboxId, path: &str, recursive: bool) -> Result<FileChanges, Error> {
+        check_path(path)?;
+        let (agent, _active) = self.agent(id, "watching files").await?;
+        agent.watch(path, recursive).instrument(span("watch", id)).await
     }
 
     /// The agent of a sandbox that is or becomes command-ready; a paused persistent one is resumed. While the second part

@@ -71,6 +71,22 @@ impl Engine {
         self.read_file(&self.viewer(id).await?, path).await
     }
 
+    /// A directory of a snapshot with all in it, as one tar archive.
+    ///
+    /// # Errors
+    /// [`Error::SnapshotNotFound`], and as [`Engine::fork`] and [`Engine::archive`].
+    pub async fn snapshot_archive(&self, id: &SnapshotId, paths: &[String]) -> Result<FileStream, Error> {
+        self.archive(&self.viewer(id).await?, paths).await
+    }
+
+    /// What is at a path of a snapshot; a symbolic link is not followed.
+    ///
+    /// # Errors
+    /// [`Error::SnapshotNotFound`], and as [`Engine::fork`] and [`Engine::stat`].
+    pub async fn snapshot_stat(&self, id: &SnapshotId, path: &str) -> Result<guest::Entry, Error> {
+        self.stat(&self.viewer(id).await?, path).await
+    }
+
     /// A sandbox that shows the snapshot's files.
     async fn viewer(&self, id: &SnapshotId) -> Result<SandboxId, Error> {
         self.snapshot_row(id.as_str()).await?;

@@ -59,7 +59,7 @@ pub fn move_path(from: &str, to: &str) -> Result<(), Failure> {
 
 /// Copies to a temporary name beside `target`, renames it into place, and only then removes the source.
 fn move_across(source: &Path, metadata: &Metadata, target: &Path) -> io::Result<()> {
-    let temporary = target.with_file_name(format!(".cove-move-{}-{}", std::process::id(), metadata.ino()));
+    let temporary = target.with_file_name(format!(".cove-move-{}-{}-new", std::process::id(), metadata.ino()));
     let copied = copy(source, &temporary).and_then(|()| fs::rename(&temporary, target));
     if let Err(error) = copied {
         let _ = remove_any(&temporary);

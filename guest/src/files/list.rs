@@ -49,7 +49,10 @@ pub fn list(transport: &mut Transport, path: &str, depth: u32) -> Result<Reply, 
 }
 
 /// The names in a directory, the last one first.
-fn names(directory: &Path) -> io::Result<Vec<OsString>> {
+///
+/// # Errors
+/// The directory's; a directory of too many names.
+pub fn names(directory: &Path) -> io::Result<Vec<OsString>> {
     let mut names = Vec::new();
     for name in fs::read_dir(directory)? {
         if names.len() == NAMES_MAX {

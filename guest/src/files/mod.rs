@@ -13,6 +13,10 @@ mod list;
 
 mod change;
 
+mod changes;
+
+mod archive;
+
 mod remove;
 
 use std::{fs::Metadata, io, os::unix::fs::MetadataExt, path::Path};
@@ -67,6 +71,8 @@ fn run(transport: &mut Transport, request: &Request, buffer: &mut Vec<u8>) -> Re
         Request::MakeDir { path } => done(change::make_dir(path)),
         Request::Remove { path, recursive } => done(remove::remove(path, *recursive)),
         Request::Move { from, to } => done(change::move_path(from, to)),
+        Request::Watch { path, recursive } => changes::watch(transport, path, *recursive, buffer),
+        Request::Archive { paths } => archive::archive(transport, paths, buffer),
         Request::Hello
         | Request::Configure(_)
         | Request::Prepare

@@ -97,7 +97,9 @@ struct Temporary {
 impl Temporary {
     fn beside(target: PathBuf, mode: u32, existing: Option<&Metadata>) -> io::Result<(Self, File)> {
         let number = LAST_TEMPORARY.fetch_add(1, Ordering::Relaxed);
-        let path = target.with_file_name(format!(".cove-write-{}-{number}", std::process::id()));
+        // A watch tells by the name whether the file is new (`changes::watcher`).
+        let suffix = if existing.is_none() { "-new" } else { "" };
+        let path = target.with_file_name(format!(".cove-write-{}-{number}{suffix}", std::process::id()));
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
         let temporary = Self { path, target, published: false };
         if let Some(existing) = existing

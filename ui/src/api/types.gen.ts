@@ -377,6 +377,40 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/sandboxes/{id}/exports": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Says where files can be downloaded. Each path must be there. */
+        post: operations["create_export"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/sandboxes/{id}/exports/download": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** A file as it is; a directory, or several paths, as a `.tar.gz` that is made while it is sent. */
+        get: operations["download_export"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/sandboxes/{id}/extend": {
         parameters: {
             query?: never;
@@ -406,6 +440,24 @@ export interface paths {
         put?: never;
         /** Writes a file; missing parents are made, an old file is replaced. `content` is base64. */
         post: operations["write_file_legacy"];
+        /** Removes a file or directory. */
+        delete: operations["remove_by_query"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/sandboxes/{id}/files/batch": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Writes several files in order, `content` being base64: what SDK 1.x sends. One that fails does not stop the others. */
+        post: operations["write_files_batch"];
         delete?: never;
         options?: never;
         head?: never;
@@ -423,6 +475,40 @@ export interface paths {
         get: operations["list_files_alias"];
         put?: never;
         post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/sandboxes/{id}/files/mkdir": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Makes a directory and its missing parents; one that is there is fine. */
+        post: operations["make_dir"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/sandboxes/{id}/files/move": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Renames a file or directory, across file systems too. */
+        post: operations["move_file"];
         delete?: never;
         options?: never;
         head?: never;
@@ -457,6 +543,44 @@ export interface paths {
         put?: never;
         /** The same as `/fs/stat`. */
         post: operations["stat_file_legacy"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/sandboxes/{id}/files/tree": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** A directory with all in it. */
+        get: operations["get_tree"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/sandboxes/{id}/files/watch": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * What changes in a directory from the moment of the answer's head on. Ends when the directory is gone, or with a frame
+         *     `error` when the sandbox is paused: a watch does not keep it awake. A frame `overflow` says that changes are missing, and
+         *     how many; `limit` that directories are not looked at. At most 16 watches of one sandbox at a time.
+         */
+        get: operations["watch_files"];
+        put?: never;
+        post?: never;
         delete?: never;
         options?: never;
         head?: never;
@@ -895,7 +1019,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** The bytes of a file in a snapshot. */
+        /** The bytes of a file in a snapshot; a directory as a `.tar` that is made while it is sent. */
         get: operations["download_snapshot_file"];
         put?: never;
         post?: never;
@@ -1164,6 +1288,14 @@ export interface components {
             };
         };
         /** @description The envelope of a single resource, and of every list. */
+        Data_DirMade: {
+            /** @description A directory was made, or is there. */
+            data: {
+                /** @description Where. */
+                path: string;
+            };
+        };
+        /** @description The envelope of a single resource, and of every list. */
         Data_DiskUse: {
             /** @description What everything takes on the disk. */
             data: {
@@ -1189,6 +1321,45 @@ export interface components {
                 deleted: boolean;
                 /** @description Which. */
                 name: string;
+            };
+        };
+        /** @description The envelope of a single resource, and of every list. */
+        Data_Export: {
+            /**
+             * @description Where the files can be had. Nothing is copied: a download takes what is there then.
+             * @example {
+             *       "archive_download_url": null,
+             *       "created_at": "2026-01-02T03:04:05.000006Z",
+             *       "files": [
+             *         {
+             *           "download_url": "http://127.0.0.1:7333/api/v1/sandboxes/sbx_7/exports/download?path=%2Fworkspace%2Freport.pdf",
+             *           "filename": "report.pdf",
+             *           "path": "/workspace/report.pdf",
+             *           "size": 4096,
+             *           "type": "file"
+             *         }
+             *       ],
+             *       "id": "exp_0f3a",
+             *       "label": "results",
+             *       "sandbox_id": "sbx_7",
+             *       "status": "ready"
+             *     }
+             */
+            data: {
+                /** @description All of them in one archive; `null` for a single file. */
+                archive_download_url?: string | null;
+                /** @description Now. */
+                created_at: string;
+                /** @description Each path on its own. */
+                files: components["schemas"]["ExportFile"][];
+                /** @description Names this answer; the server does not keep it. */
+                id: string;
+                /** @description As it was given. */
+                label?: string | null;
+                /** @description Of which sandbox. */
+                sandbox_id: string;
+                /** @description `ready`. */
+                status: string;
             };
         };
         /** @description The envelope of a single resource, and of every list. */
@@ -1260,6 +1431,16 @@ export interface components {
                 uptime_us: number;
                 /** @description In order. */
                 vcpus: components["schemas"]["VcpuFigures"][];
+            };
+        };
+        /** @description The envelope of a single resource, and of every list. */
+        Data_Moved: {
+            /** @description Something was moved. */
+            data: {
+                /** @description Where it was. */
+                from: string;
+                /** @description Where it is. */
+                to: string;
             };
         };
         /** @description The envelope of a single resource, and of every list. */
@@ -1595,6 +1776,44 @@ export interface components {
             };
         };
         /** @description The envelope of a single resource, and of every list. */
+        Data_TreeNode: {
+            /**
+             * @description A file or directory with what is in it.
+             * @example {
+             *       "children": [
+             *         {
+             *           "modified_at": "2026-01-02T03:04:05.000006Z",
+             *           "name": "a.py",
+             *           "path": "/workspace/a.py",
+             *           "size": 12,
+             *           "type": "file"
+             *         }
+             *       ],
+             *       "modified_at": "2026-01-02T03:04:05.000006Z",
+             *       "name": "workspace",
+             *       "path": "/workspace",
+             *       "type": "directory"
+             *     }
+             */
+            data: {
+                /** @description What is in a directory, names in byte order; absent where the depth ends. */
+                children?: components["schemas"]["TreeNode"][] | null;
+                /** @description Last change of the content. */
+                modified_at?: string | null;
+                /** @description The last part of its path. */
+                name: string;
+                /** @description Absolute. */
+                path: string;
+                /**
+                 * Format: int64
+                 * @description Bytes; not of directories.
+                 */
+                size?: number | null;
+                /** @description `file`, `directory`, `symlink` or `other`. */
+                type: string;
+            };
+        };
+        /** @description The envelope of a single resource, and of every list. */
         Data_Vec_EnvVariable: {
             data: {
                 /** @description `false`: this server hides no values. */
@@ -1859,6 +2078,11 @@ export interface components {
              */
             write_bytes: number;
         };
+        /** @description A directory was made, or is there. */
+        DirMade: {
+            /** @description Where. */
+            path: string;
+        };
         /** @description What one owner takes. */
         DiskShare: {
             /**
@@ -2040,6 +2264,78 @@ export interface components {
             stdout_truncated?: boolean;
         };
         /**
+         * @description Where the files can be had. Nothing is copied: a download takes what is there then.
+         * @example {
+         *       "archive_download_url": null,
+         *       "created_at": "2026-01-02T03:04:05.000006Z",
+         *       "files": [
+         *         {
+         *           "download_url": "http://127.0.0.1:7333/api/v1/sandboxes/sbx_7/exports/download?path=%2Fworkspace%2Freport.pdf",
+         *           "filename": "report.pdf",
+         *           "path": "/workspace/report.pdf",
+         *           "size": 4096,
+         *           "type": "file"
+         *         }
+         *       ],
+         *       "id": "exp_0f3a",
+         *       "label": "results",
+         *       "sandbox_id": "sbx_7",
+         *       "status": "ready"
+         *     }
+         */
+        Export: {
+            /** @description All of them in one archive; `null` for a single file. */
+            archive_download_url?: string | null;
+            /** @description Now. */
+            created_at: string;
+            /** @description Each path on its own. */
+            files: components["schemas"]["ExportFile"][];
+            /** @description Names this answer; the server does not keep it. */
+            id: string;
+            /** @description As it was given. */
+            label?: string | null;
+            /** @description Of which sandbox. */
+            sandbox_id: string;
+            /** @description `ready`. */
+            status: string;
+        };
+        /**
+         * @description Files to be taken out of a sandbox.
+         * @example {
+         *       "label": "results",
+         *       "paths": [
+         *         "/workspace/report.pdf",
+         *         "/workspace/data"
+         *       ]
+         *     }
+         */
+        ExportBody: {
+            /** @description What the download is to be called. */
+            filename?: string | null;
+            /** @description The caller's own name for it; comes back as it is. */
+            label?: string | null;
+            /** @description One absolute path; or give `paths`. */
+            path?: string | null;
+            /** @description Absolute paths, at most 100. */
+            paths?: string[] | null;
+        };
+        /** @description One of the files. */
+        ExportFile: {
+            /** @description Takes the token, as every call. */
+            download_url: string;
+            /** @description What the download is called. */
+            filename: string;
+            /** @description Absolute. */
+            path: string;
+            /**
+             * Format: int64
+             * @description Bytes; `null` for a directory.
+             */
+            size?: number | null;
+            /** @description `file`, `directory`, `symlink` or `other`. */
+            type: string;
+        };
+        /**
          * @description What extend takes.
          * @example {
          *       "timeout_sec": 3600
@@ -2051,6 +2347,47 @@ export interface components {
              * @description Seconds of the session from now on, 1-86400; as before when absent.
              */
             timeout_sec?: number | null;
+        };
+        /**
+         * @description The data of a frame of a watch.
+         * @example {
+         *       "event": "renamed",
+         *       "is_dir": false,
+         *       "old_path": "/workspace/a.py",
+         *       "path": "/workspace/b.py",
+         *       "size_bytes": null,
+         *       "type": "renamed"
+         *     }
+         */
+        FileChange: {
+            /**
+             * Format: int64
+             * @description Of a `limit`: how many directories are not looked at.
+             */
+            directories?: number | null;
+            /**
+             * Format: int64
+             * @description Of an `overflow`: how many changes are missing, `null` when nobody knows.
+             */
+            dropped?: number | null;
+            /**
+             * @description `created`, `modified`, `deleted`, `renamed`; `overflow`: changes are missing here; `limit`: directories are not looked
+             *     at.
+             */
+            event: string;
+            /** @description It is a directory. */
+            is_dir: boolean;
+            /** @description Where it was before a `renamed`. */
+            old_path?: string | null;
+            /** @description Absolute; of an `overflow` the watched directory, of a `limit` the first directory that is not looked at. */
+            path: string;
+            /**
+             * Format: int64
+             * @description `null`: ask for it.
+             */
+            size_bytes?: number | null;
+            /** @description The same as `event`. */
+            type: string;
         };
         /** @description One file, directory or link in a listing. */
         FileEntry: {
@@ -2245,6 +2582,36 @@ export interface components {
             uptime_us: number;
             /** @description In order. */
             vcpus: components["schemas"]["VcpuFigures"][];
+        };
+        /**
+         * @description A path to make a directory at.
+         * @example {
+         *       "path": "/workspace/src/lib"
+         *     }
+         */
+        MakeDirBody: {
+            /** @description Absolute path; missing parents are made. */
+            path: string;
+        };
+        /**
+         * @description What to move where.
+         * @example {
+         *       "from": "/workspace/a.py",
+         *       "to": "/workspace/old/a.py"
+         *     }
+         */
+        MoveBody: {
+            /** @description Absolute path of what there is. */
+            from: string;
+            /** @description Absolute path of what there will be; missing parents are made, a file that is there is replaced. */
+            to: string;
+        };
+        /** @description Something was moved. */
+        Moved: {
+            /** @description Where it was. */
+            from: string;
+            /** @description Where it is. */
+            to: string;
         };
         /**
          * @description A name and the snapshot that it keeps; exactly one source.
@@ -2808,6 +3175,41 @@ export interface components {
             expires_in: number;
             /** @description For `?ticket=`. */
             ticket: string;
+        };
+        /**
+         * @description A file or directory with what is in it.
+         * @example {
+         *       "children": [
+         *         {
+         *           "modified_at": "2026-01-02T03:04:05.000006Z",
+         *           "name": "a.py",
+         *           "path": "/workspace/a.py",
+         *           "size": 12,
+         *           "type": "file"
+         *         }
+         *       ],
+         *       "modified_at": "2026-01-02T03:04:05.000006Z",
+         *       "name": "workspace",
+         *       "path": "/workspace",
+         *       "type": "directory"
+         *     }
+         */
+        TreeNode: {
+            /** @description What is in a directory, names in byte order; absent where the depth ends. */
+            children?: components["schemas"]["TreeNode"][] | null;
+            /** @description Last change of the content. */
+            modified_at?: string | null;
+            /** @description The last part of its path. */
+            name: string;
+            /** @description Absolute. */
+            path: string;
+            /**
+             * Format: int64
+             * @description Bytes; not of directories.
+             */
+            size?: number | null;
+            /** @description `file`, `directory`, `symlink` or `other`. */
+            type: string;
         };
         /**
          * @description What to change of a sandbox. Fields that are absent stay; fields that are not listed are ignored.
@@ -3823,6 +4225,77 @@ export interface operations {
             };
         };
     };
+    create_export: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ExportBody"];
+            };
+        };
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_Export"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    download_export: {
+        parameters: {
+            query?: {
+                /** @description One absolute path: a file as it is, a directory as `.tar.gz`. */
+                path?: string;
+                /** @description Several: a `.tar.gz` of them all. */
+                "paths[]"?: string[];
+                /** @description What the download is to be called. */
+                filename?: string;
+            };
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/octet-stream": number[];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
     extend_sandbox: {
         parameters: {
             query?: never;
@@ -3926,6 +4399,75 @@ export interface operations {
             };
         };
     };
+    remove_by_query: {
+        parameters: {
+            query?: {
+                /** @description Absolute path. */
+                path?: string;
+                /** @description Also what is inside a directory; without it a directory must be empty. */
+                recursive?: boolean;
+            };
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_Removed"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    write_files_batch: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["WriteManyBody"];
+            };
+        };
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_WriteMany"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
     list_files_alias: {
         parameters: {
             query?: {
@@ -3948,6 +4490,74 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["Data_Listing"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    make_dir: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["MakeDirBody"];
+            };
+        };
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_DirMade"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    move_file: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["MoveBody"];
+            };
+        };
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_Moved"];
                 };
             };
             /** @description Refused or failed; `error.code` says why */
@@ -4015,6 +4625,81 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["Data_FileEntry"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    get_tree: {
+        parameters: {
+            query?: {
+                /** @description The directory; `/workspace` when absent. */
+                path?: string;
+                /** @description Levels below it, 1-64; 3 when absent. */
+                depth?: string;
+                /** @description Also names that begin with a dot; not when absent. */
+                include_hidden?: boolean;
+            };
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_TreeNode"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    watch_files: {
+        parameters: {
+            query?: {
+                /** @description The directory; `/workspace` when absent. */
+                path?: string;
+                /** @description Also what is below its directories, new ones too; yes when absent. */
+                recursive?: boolean;
+                /** @description In place of the token: see `POST /sse/ticket`. */
+                ticket?: string;
+            };
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Frames `created`, `modified`, `deleted`, `renamed`, `overflow`, `limit` */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "text/event-stream": components["schemas"]["FileChange"];
                 };
             };
             /** @description Refused or failed; `error.code` says why */
