@@ -26,6 +26,8 @@ pub(crate) struct Tools {
     pub(crate) vmm: PathBuf,
     pub(crate) guest: GuestDir,
     pub(crate) kvm: Option<PathBuf>,
+    /// What the probe said: a machine's vmm need not find it out again.
+    pub(crate) assist: bool,
 }
 
 impl Host {
@@ -45,7 +47,10 @@ impl Host {
             fingerprint: String::new(),
         });
         let ready = match (&probe.problem, &config.vmm, &config.guest) {
-            (None, Ok(vmm), Ok(guest)) => Ok(Tools { vmm: vmm.clone(), guest: guest.clone(), kvm: config.kvm.clone() }),
+            (None, Ok(vmm), Ok(guest)) => {
+                let (vmm, guest, kvm) = (vmm.clone(), guest.clone(), config.kvm.clone());
+                Ok(Tools { vmm, guest, kvm, assist: probe.assist })
+            }
             (Some(problem), _, _) | (None, Err(problem), _) | (None, Ok(_), Err(problem)) => Err(problem.clone()),
         };
         if let Err(problem) = &ready {
@@ -96,7 +101,7 @@ mod tests {
     fn tools(kernel_up: bool) -> Tools {
         let kernel_up = kernel_up.then(|| PathBuf::from("/g/vmlinux-up"));
         let guest = GuestDir { kernel: "/g/vmlinux".into(), kernel_up, root: "/g/root.ext4".into() };
-        Tools { vmm: "/vmm".into(), guest, kvm: None }
+        Tools { vmm: "/vmm".into(), guest, kvm: None, assist: false }
     }
 
     fn probe(assist: bool) -> HostProbe {

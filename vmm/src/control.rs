@@ -6,13 +6,14 @@
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use cove_protocol::frame::{self, Decoder};
 use cove_protocol::vmm::{Event, Reply, Request};
+use rustix::net::sockopt::socket_acceptconn;
 
 /// Most connections at once; one more is closed at once.
 pub const CONNECTIONS_MAX: usize = 16;
@@ -63,12 +64,26 @@ pub enum Interest {
 }
 
 impl Control {
+    /// Takes the socket that listens at `path` from standard input, where the starter of this process may have put it: then
+    /// it need not wait for us to listen. Otherwise as [`Control::bind`].
+    ///
+    /// # Errors
+    /// As [`Control::bind`].
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let input = io::stdin();
+        match socket_acceptconn(input.as_fd()) {
+            Ok(true) => Self::of(input.as_fd().try_clone_to_owned()?.into(), path),
+            // Not a socket, or one that does not listen.
+            _ => Self::bind(path),
+        }
+    }
+
     /// Listens at `path`. A socket that a dead process left there is replaced. The path appears only once a connection is
     /// possible, so whoever waits for it need not try again.
     ///
     /// # Errors
     /// When the path cannot be bound; [`ErrorKind::AddrInUse`] when somebody listens there.
-    pub fn bind(path: &Path) -> io::Result<Self> {
+    fn bind(path: &Path) -> io::Result<Self> {
         if UnixStream::connect(path).is_ok() {
             return Err(ErrorKind::AddrInUse.into());
         }
@@ -80,6 +95,10 @@ impl Control {
         }
         let listener = UnixListener::bind(&new)?;
         std::fs::rename(&new, path)?;
+        Self::of(listener, path)
+    }
+
+    fn of(listener: UnixListener, path: &Path) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         Ok(Self { listener, _file: SocketFile(path.into()), connections: HashMap::new(), next: 0 })
     }

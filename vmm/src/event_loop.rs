@@ -86,7 +86,7 @@ impl Event {
 /// See [`LoopError`].
 pub fn run(control: &Path, termination: Termination) -> Result<ExitReason, LoopError> {
     let listen = |source| LoopError::Listen { path: control.into(), source };
-    let control = Control::bind(control).map_err(listen)?;
+    let control = Control::open(control).map_err(listen)?;
     let mut manager = EventManager::new()?;
     let id = manager.add_subscriber(Process { control, termination, machine: None, end: None });
     let deadline = Instant::now() + START_TIMEOUT;

@@ -14,6 +14,8 @@ use crate::snapshot::state;
 
 /// Environment variable that names another KVM device.
 pub const KVM_VARIABLE: &str = "COVE_KVM";
+/// Environment variable that says what an earlier `vmm probe` found on this host: the assist is needed (1) or not (0).
+pub const ASSIST_VARIABLE: &str = "COVE_ASSIST";
 const KVM_DEFAULT: &str = "/dev/kvm";
 const KVM_API_VERSION: i32 = 12;
 
@@ -124,13 +126,21 @@ pub struct Host {
 }
 
 impl Host {
-    /// Opens KVM and finds out what kind of host this is.
+    /// Opens KVM; believes what [`ASSIST_VARIABLE`] says of this host, and else finds it out, which takes some milliseconds.
     ///
     /// # Errors
     /// A [`HostError`] that says what to do.
     pub fn open() -> Result<Self, HostError> {
+        Self::open_as(match std::env::var(ASSIST_VARIABLE).as_deref() {
+            Ok("1") => Some(true),
+            Ok("0") => Some(false),
+            _ => None,
+        })
+    }
+
+    fn open_as(told: Option<bool>) -> Result<Self, HostError> {
         let kvm = open_kvm()?;
-        let assist = assist::probe::assist_needed(&kvm)?;
+        let assist = told.map_or_else(|| assist::probe::assist_needed(&kvm), Ok)?;
         let cpuid = kvm.get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES).map_err(HostError::Cpuid)?;
         let record = HostRecord {
             fingerprint: fingerprint(&kvm, &cpuid, assist),
@@ -165,7 +175,7 @@ pub fn probe() -> HostProbe {
         module: module().to_owned(),
         fingerprint: String::new(),
     };
-    match Host::open() {
+    match Host::open_as(None) {
         Ok(host) => {
             probe.assist = host.assist;
             probe.vcpus_max = host.vcpus_max();

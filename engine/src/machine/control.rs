@@ -1,24 +1,18 @@
 //! The control-socket client: one request and its reply on a connection, each with a deadline.
 
 use std::io;
-use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use cove_protocol::frame::FrameError;
 use cove_protocol::vmm::{
     Event, ExitReason, MachineSpec, Reply, Request, RestoreSpec, SnapshotFigures, SnapshotSpec, Stats,
 };
-use rustix::fs::inotify;
-use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio::time::timeout;
 
 use super::MachineError;
 use crate::framed::Framed;
-
-/// How long a started vmm may take until it listens.
-const LISTEN_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How long `Start` may take: the machine is built and its kernel loaded before the reply.
 const START_DEADLINE: Duration = Duration::from_secs(30);
@@ -28,10 +22,6 @@ const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How long a capture may take: all of the largest memory has to be written.
 const SNAPSHOT_DEADLINE: Duration = Duration::from_secs(300);
-
-/// Between binding its socket and listening on it a vmm refuses connections for some microseconds, and nothing tells when
-/// that is over: the one place where trying again is all one can do.
-const REFUSED_PAUSE: Duration = Duration::from_millis(1);
 
 /// What `Start` was granted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,52 +146,4 @@ fn unexpected(request: &'static str, reply: &Reply) -> MachineError {
         Reply::Error { .. } => "error",
     };
     MachineError::Unexpected { request, reply }
-}
-
-/// Waits for a vmm's control socket. Made before the vmm is started, so that it cannot be missed.
-#[derive(Debug)]
-pub(crate) struct Listening {
-    path: PathBuf,
-    created: AsyncFd<OwnedFd>,
-}
-
-impl Listening {
-    /// Watches the directory of the socket `path`.
-    pub(crate) fn watch(path: &Path) -> Result<Self, MachineError> {
-        let failed = |source: io::Error| MachineError::File { path: path.into(), source };
-        let fd = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC);
-        let fd = fd.map_err(|errno| failed(errno.into()))?;
-        let flags = inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO;
-        inotify::add_watch(&fd, path.parent().unwrap_or(Path::new("/")), flags)
-            .map_err(|errno| failed(errno.into()))?;
-        let created = super::readable(fd).map_err(failed)?;
-        Ok(Self { path: path.into(), created })
-    }
-
-    /// Connects as soon as the vmm listens.
-    pub(crate) async fn connect(self) -> Result<Control, MachineError> {
-        let deadline = Instant::now() + LISTEN_DEADLINE;
-        loop {
-            match Control::connect(&self.path).await {
-                Err(MachineError::Connect { source, .. }) if source.kind() == io::ErrorKind::ConnectionRefused => {
-                    sleep_until((Instant::now() + REFUSED_PAUSE).min(deadline)).await;
-                }
-                Err(MachineError::Connect { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                    let _ = timeout_at(deadline, self.something_created()).await;
-                }
-                other => return other,
-            }
-            if Instant::now() >= deadline {
-                return Err(MachineError::Deadline { request: "listen", seconds: LISTEN_DEADLINE.as_secs() });
-            }
-        }
-    }
-
-    async fn something_created(&self) -> io::Result<()> {
-        let mut events = [0; 4096];
-        let mut guard = self.created.readable().await?;
-        // What was made does not matter: connecting tells.
-        let _ = guard.try_io(|fd| rustix::io::read(fd.get_ref(), &mut events).map_err(io::Error::from));
-        Ok(())
-    }
 }

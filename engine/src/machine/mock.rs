@@ -4,6 +4,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -87,9 +88,7 @@ fn machine() {
     if std::env::var_os("COVE_MOCK").is_none() {
         return;
     }
-    let arguments: Vec<String> = std::env::args().collect();
-    let at = arguments.iter().position(|word| word == "--control").unwrap();
-    let listener = UnixListener::bind(&arguments[at + 1]).unwrap();
+    let listener = UnixListener::from(std::io::stdin().as_fd().try_clone_to_owned().unwrap());
     let guest = Shared::default();
     for stream in listener.incoming() {
         let (stream, guest) = (stream.unwrap(), Arc::clone(&guest));

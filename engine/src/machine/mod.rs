@@ -25,7 +25,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use self::control::{Control, Listening, Started};
+use self::control::{Control, Started};
 use self::process::{Process, ProcessEnd};
 use crate::db::MachineRow;
 use crate::host::Tools;
@@ -148,11 +148,10 @@ pub(crate) struct MachineFiles {
 }
 
 impl Machine {
-    /// Starts the process. `start` is to follow, on the control connection that `Listening` gives.
-    pub(crate) fn spawn(tools: &Tools, files: MachineFiles) -> Result<(Self, Listening), MachineError> {
-        let listening = Listening::watch(&files.control)?;
+    /// Starts the process; `start` or `restore` is to follow.
+    pub(crate) fn spawn(tools: &Tools, files: MachineFiles) -> Result<Self, MachineError> {
         let process = Process::spawn(tools, &files.control, &files.vmm_log)?;
-        Ok((Self::of(process, files), listening))
+        Ok(Self::of(process, files))
     }
 
     /// The machine that an earlier server started, if its process is alive.
@@ -167,9 +166,9 @@ impl Machine {
     }
 
     /// Boots the machine and begins to listen for what it says of its end.
-    pub(crate) async fn start(&self, listening: Listening, spec: MachineSpec) -> Result<Started, MachineError> {
+    pub(crate) async fn start(&self, spec: MachineSpec) -> Result<Started, MachineError> {
         let started = self.or_ended(async {
-            let mut control = listening.connect().await?;
+            let mut control = Control::connect(&self.control).await?;
             control.start(spec).await
         });
         let started = started.await?;
@@ -178,9 +177,9 @@ impl Machine {
     }
 
     /// Makes the machine from a capture, and begins to listen for what it says of its end.
-    pub(crate) async fn restore(&self, listening: Listening, spec: RestoreSpec) -> Result<Started, MachineError> {
+    pub(crate) async fn restore(&self, spec: RestoreSpec) -> Result<Started, MachineError> {
         let started = self.or_ended(async {
-            let mut control = listening.connect().await?;
+            let mut control = Control::connect(&self.control).await?;
             control.restore(spec).await
         });
         let started = started.await?;

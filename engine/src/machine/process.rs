@@ -8,9 +8,10 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixListener;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::sync::Arc;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal, setpriority_pgrp};
@@ -60,8 +61,11 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts a vmm that listens on `control`; its output goes to `log`. Must be called inside the runtime.
+    /// Starts a vmm on the new socket `control`, which takes connections from now on; its output goes to `log`. Must be
+    /// called inside the runtime.
     pub(crate) fn spawn(tools: &Tools, control: &Path, log: &Path) -> Result<Self, MachineError> {
+        // Made here and handed over as standard input, so that nobody waits for the vmm to listen.
+        let listener = listen(control).map_err(|source| MachineError::File { path: control.into(), source })?;
         let output = open_log(log).map_err(|source| MachineError::File { path: log.into(), source })?;
         let errors = output.try_clone().map_err(|source| MachineError::File { path: log.into(), source })?;
         let mut command = Command::new(&tools.vmm);
@@ -70,8 +74,9 @@ impl Process {
         if let Some(kvm) = &tools.kvm {
             command.env("COVE_KVM", kvm);
         }
+        command.env("COVE_ASSIST", if tools.assist { "1" } else { "0" });
         // A group of its own: a Ctrl-C for the server is none for the machines, which outlive it.
-        command.stdin(Stdio::null()).stdout(output).stderr(errors).process_group(0);
+        command.stdin(OwnedFd::from(listener)).stdout(output).stderr(errors).process_group(0);
         let spawned = |source| MachineError::Spawn { program: tools.vmm.clone(), source };
         let mut child = command.spawn().map_err(spawned)?;
         match identify_child(&child) {
@@ -150,6 +155,14 @@ impl Process {
         {
             tracing::error!(pid = self.identity.pid, %errno, "cannot kill a vmm process");
         }
+    }
+}
+
+/// A control socket. One that a dead vmm left there is replaced.
+fn listen(control: &Path) -> io::Result<UnixListener> {
+    match fs::remove_file(control) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => UnixListener::bind(control),
     }
 }
 
@@ -238,7 +251,7 @@ mod tests {
         fs::write(&vmm, format!("#!/bin/sh\n{script}\n")).unwrap();
         fs::set_permissions(&vmm, fs::Permissions::from_mode(0o755)).unwrap();
         let guest = GuestDir { kernel: "/k".into(), kernel_up: None, root: "/r".into() };
-        Tools { vmm, guest, kvm: None }
+        Tools { vmm, guest, kvm: None, assist: false }
     }
 
     #[tokio::test]
@@ -263,7 +276,7 @@ mod tests {
                 .unwrap();
         process.kill();
         process.ended().await;
-        // `read` from /dev/null ends at once, so a script that stays itself is needed.
+        // `read` from the socket ends at once, so a script that stays itself is needed.
         let script = "trap 'exit 0' TERM; while true; do sleep 100 & wait $!; done";
         let process = Process::spawn(&tools(folder.path(), script), &control, &folder.path().join("log")).unwrap();
         let identity = process.identity();
@@ -289,7 +302,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut tools = tools(folder.path(), "");
         tools.vmm = folder.path().join("missing");
-        let error = Process::spawn(&tools, Path::new("/c"), &folder.path().join("log")).unwrap_err();
+        let error = Process::spawn(&tools, &folder.path().join("c"), &folder.path().join("log")).unwrap_err();
         assert!(error.to_string().ends_with("/missing"), "{error}");
     }
 

@@ -29,7 +29,6 @@ use crate::db::DbError;
 use crate::disk::DiskError;
 use crate::error::Error;
 use crate::host::Tools;
-use crate::machine::control::Listening;
 use crate::machine::log::last_words;
 use crate::machine::{Machine, MachineError, MachineFiles};
 use crate::random;
@@ -139,10 +138,10 @@ pub(crate) async fn boot(
     let paths = &shared.config.paths;
     make_dirs(paths, &plan.id)?;
     let ready = ReadySocket::listen(&paths.vsock_socket(&plan.id)).map_err(StartError::ReadySocket)?;
-    let (machine, listening) = spawn(shared, tools, &plan.id, made)?;
+    let machine = spawn(shared, tools, &plan.id, made)?;
     let vcpus = vcpus_granted(shared, plan.shape);
     let spec = machine_spec(shared, tools, plan, vcpus);
-    let started = machine.start(listening, spec).await.map_err(StartError::Machine)?;
+    let started = machine.start(spec).await.map_err(StartError::Machine)?;
     tracing::info!(vcpus = started.vcpus, assist = started.assist, "machine started");
     progress(Progress::MachineStarted);
     let report = tokio::select! {
@@ -170,14 +169,14 @@ pub(crate) async fn restore(
     let begun = Instant::now();
     let paths = &shared.config.paths;
     make_dirs(paths, &plan.id)?;
-    let (machine, listening) = spawn(shared, tools, &plan.id, made)?;
+    let machine = spawn(shared, tools, &plan.id, made)?;
     let spawned_us = micros(begun);
     if let Some(own) = own {
         make_layer(shared, tools, own).await?;
     }
     let machine_spec = machine_spec(shared, tools, plan, image.vcpus);
     let spec = RestoreSpec { machine: machine_spec, snapshot: paths.image(&image.id), resume };
-    let started = machine.restore(listening, spec).await.map_err(StartError::Machine)?;
+    let started = machine.restore(spec).await.map_err(StartError::Machine)?;
     tracing::info!(image = %image.id, spawned_us, restored_us = micros(begun), "machine restored");
     Ok(started.vcpus)
 }
@@ -213,17 +212,11 @@ fn make_dirs(paths: &Paths, id: &SandboxId) -> Result<(), StartError> {
     Ok(())
 }
 
-fn spawn(
-    shared: &Shared,
-    tools: &Tools,
-    id: &SandboxId,
-    made: &mut Made,
-) -> Result<(Arc<Machine>, Listening), StartError> {
+fn spawn(shared: &Shared, tools: &Tools, id: &SandboxId, made: &mut Made) -> Result<Arc<Machine>, StartError> {
     let files = machine_files(&shared.config.paths, id);
-    let (machine, listening) = Machine::spawn(tools, files).map_err(StartError::Machine)?;
-    let machine = Arc::new(machine);
+    let machine = Arc::new(Machine::spawn(tools, files).map_err(StartError::Machine)?);
     made.machine = Some(Arc::clone(&machine));
-    Ok((machine, listening))
+    Ok(machine)
 }
 
 /// Where a sandbox's machine has its files.

@@ -44,6 +44,15 @@ fn a_storm_of_pauses_changes_nothing_for_the_guest() {
 }
 
 #[test]
+fn a_control_socket_may_be_handed_over_and_takes_connections_before_the_vmm_does() {
+    let mut vmm = Vmm::spawn_on_socket();
+    let mut events = vmm.connect().subscribe();
+    vmm.connect().start(vmm.spec(&Guest::new("simple", &["RESET"]).path));
+    assert_eq!(events.ended(), ExitReason::Reset);
+    assert!(vmm.wait().success());
+}
+
+#[test]
 fn a_guest_that_resets_ends_its_machine() {
     let mut vmm = Vmm::spawn();
     let mut events = vmm.connect().subscribe();

@@ -1,6 +1,7 @@
 //! Runs the real `vmm` with small guests: assembles them, speaks to the control socket, and leaves nothing behind.
 
-use std::os::unix::net::UnixStream;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -40,6 +41,20 @@ impl Vmm {
         let patience = Timespec::try_from(PATIENCE).unwrap();
         let ready = poll(&mut [PollFd::new(&watch, PollFlags::IN)], Some(&patience)).unwrap();
         assert_eq!(ready, 1, "no control socket within {PATIENCE:?}");
+        Self { folder, process }
+    }
+
+    /// Starts `vmm` on a control socket that listens already, as the engine does.
+    pub fn spawn_on_socket() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let control = folder.path().join("control");
+        let listener = UnixListener::bind(&control).unwrap();
+        let process = Command::new(env!("CARGO_BIN_EXE_vmm"))
+            .arg("--control")
+            .arg(control)
+            .stdin(OwnedFd::from(listener))
+            .spawn()
+            .unwrap();
         Self { folder, process }
     }
 
