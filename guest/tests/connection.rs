@@ -79,7 +79,7 @@ fn a_peer_that_asks_and_never_listens_costs_bounded_memory() {
 #[test]
 fn connections_have_a_maximum_and_come_back() {
     let agent = Agent::start();
-    let clients: Vec<_> = (0..64).map(|_| agent.connect()).collect();
+    let clients: Vec<_> = (0..192).map(|_| agent.connect()).collect();
     let mut more = agent.connect();
     assert!(more.reply().is_none(), "the 65th is closed");
     drop(clients);

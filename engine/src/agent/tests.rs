@@ -403,7 +403,7 @@ async fn a_stream_to_a_port_carries_both_directions_and_their_ends() {
     });
     let mut stream = mock.agent.connect(3000).await.unwrap();
     // More than one chunk, and no more than one frame, in which the mock answers.
-    let said = vec![7; 3 * cove_protocol::guest::CHUNK_BYTES_MAX + 1];
+    let said = vec![7; 3 * guest::CHUNK_BYTES_MAX + 1];
     stream.write_all(&said).await.unwrap();
     stream.shutdown().await.unwrap();
     let mut heard = Vec::new();
