@@ -21,6 +21,8 @@ pub struct ApiConfig {
     pub token: String,
     /// The port of the listener: `Host` and `Origin` headers must name it.
     pub port: u16,
+    /// The port of the listener for preview aliases, when there is one.
+    pub alias_port: Option<u16>,
     /// Origins whose pages may call, besides the server's own.
     pub origins: Vec<String>,
     /// Cancelled when the server is to stop: streams end, and [`crate::serve`] returns.
@@ -33,9 +35,16 @@ impl ApiConfig {
         Self {
             token: token.into(),
             port,
+            alias_port: None,
             origins: WINDOW_ORIGINS.map(str::to_owned).to_vec(),
             stopping: CancellationToken::new(),
         }
+    }
+
+    /// The origins of the pages that are ours: they may show previews in a frame.
+    pub fn own_pages(&self) -> Vec<String> {
+        let served = self.hosts().into_iter().map(|host| format!("http://{host}"));
+        served.chain(self.origins.iter().cloned()).collect()
     }
 
     /// The names under which a client may reach this server (`Host`).

@@ -6,7 +6,7 @@
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use cove_engine::Error;
+use cove_engine::{Error, PreviewError};
 use cove_protocol::guest::ErrorKind;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -172,7 +172,7 @@ impl From<Error> for ApiError {
     }
 }
 
-fn status_and_code(error: &Error) -> (StatusCode, &'static str) {
+pub(crate) fn status_and_code(error: &Error) -> (StatusCode, &'static str) {
     match error {
         Error::Invalid { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "VALIDATION_ERROR"),
         Error::SandboxNotFound(_) => (StatusCode::NOT_FOUND, "SANDBOX_NOT_FOUND"),
@@ -188,6 +188,12 @@ fn status_and_code(error: &Error) -> (StatusCode, &'static str) {
         Error::Guest { kind, .. } => guest_status_and_code(*kind),
         Error::Agent { .. } => (StatusCode::BAD_GATEWAY, "AGENT_UNREACHABLE"),
         Error::Machine { .. } => (StatusCode::BAD_GATEWAY, "MACHINE_FAILED"),
+        Error::Preview(error) => match error {
+            PreviewError::NotFound { .. } => (StatusCode::NOT_FOUND, "PREVIEW_NOT_FOUND"),
+            PreviewError::ShareNotFound { .. } => (StatusCode::NOT_FOUND, "SHARE_NOT_FOUND"),
+            PreviewError::TooMany { .. } => (StatusCode::CONFLICT, "TOO_MANY"),
+            PreviewError::Bind { .. } => (StatusCode::BAD_GATEWAY, "PORT_NOT_EXPOSED"),
+        },
         Error::SnapshotNotFound(_) => (StatusCode::NOT_FOUND, "SNAPSHOT_NOT_FOUND"),
         Error::SnapshotNameTaken { .. } => (StatusCode::CONFLICT, "NAME_TAKEN"),
         Error::SnapshotInUse { .. } => (StatusCode::CONFLICT, "SNAPSHOT_IN_USE"),

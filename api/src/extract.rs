@@ -158,6 +158,17 @@ impl<S: Send + Sync> FromRequestParts<S> for EnvKey {
     }
 }
 
+/// The `{part}` of a path below a sandbox: a preview's or share's id, a port.
+pub struct Part(pub String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Part {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Infallible> {
+        Ok(Self(path_parameter(parts, state, "part").await))
+    }
+}
+
 async fn path_parameter<S: Send + Sync>(parts: &mut Parts, state: &S, wanted: &str) -> String {
     let params = RawPathParams::from_request_parts(parts, state).await;
     let value = params

@@ -21,6 +21,7 @@ mod lines;
 mod mount;
 mod openapi;
 mod page;
+mod preview;
 mod routes;
 mod serve;
 mod sse;
@@ -39,6 +40,7 @@ use tickets::Tickets;
 
 pub use config::{ApiConfig, base_url};
 pub use openapi::openapi_json;
+pub use preview::{alias_listener, serve_previews};
 pub use serve::serve;
 
 /// What every handler has.

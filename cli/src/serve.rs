@@ -21,6 +21,9 @@ use log::LogFormat;
 /// Where the server listens when nothing else is said.
 pub const PORT_DEFAULT: u16 = 7333;
 
+/// Where aliases of previews are served when nothing else is said.
+const ALIAS_PORT_DEFAULT: u16 = 7334;
+
 /// Most machines that wait.
 const WARM_MAX: usize = 64;
 
@@ -30,6 +33,10 @@ pub struct Args {
     /// The port on 127.0.0.1; 0 takes any free one
     #[arg(long, value_name = "PORT", default_value_t = PORT_DEFAULT, env = "COVE_PORT")]
     port: u16,
+    /// The port on 127.0.0.1 for preview aliases such as http://3000-my-app.localhost:7334/; where it is taken any free one is
+    /// used, as with 0
+    #[arg(long, value_name = "PORT", default_value_t = ALIAS_PORT_DEFAULT, env = "COVE_PREVIEW_PORT")]
+    preview_port: u16,
     /// The guest image's directory
     #[arg(long, value_name = "DIR", env = "COVE_GUEST_DIR")]
     guest_dir: Option<PathBuf>,
@@ -75,8 +82,13 @@ pub async fn run(args: Args, connection: &ConnectionArgs) -> Result<u8> {
     engine.announce_port(port)?;
     announce(port, &data_dir.join(token::FILE_NAME), &token);
 
-    let api = ApiConfig::new(token, port);
+    let mut api = ApiConfig::new(token, port);
     let stopping = api.stopping.clone();
+    // Previews have addresses of their own; without a port for aliases they work as well.
+    let alias = cove_api::alias_listener(args.preview_port).await.ok();
+    api.alias_port = alias.as_ref().and_then(|listener| Some(listener.local_addr().ok()?.port()));
+    let previews = cove_api::serve_previews(engine.clone(), alias, api.own_pages(), stopping.clone());
+    let previews = tokio::spawn(previews);
     let server = cove_api::serve(listener, cove_api::router(engine.clone(), api), stopping.clone());
     tokio::pin!(server);
     tokio::select! {
@@ -88,6 +100,7 @@ pub async fn run(args: Args, connection: &ConnectionArgs) -> Result<u8> {
     let orderly = async {
         // The API bounds how long its requests may take to end.
         let served = server.await.context("The server failed while stopping");
+        let _ = previews.await;
         engine.shutdown().await;
         served
     };

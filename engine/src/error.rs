@@ -70,6 +70,9 @@ pub enum Error {
         /// What was done with it ("paused").
         by: &'static str,
     },
+    /// A preview or share cannot be made or found.
+    #[error(transparent)]
+    Preview(#[from] crate::preview::PreviewError),
     /// No template has this id, slug or alias.
     #[error("There is no template '{0}'")]
     TemplateNotFound(String),

@@ -4,8 +4,10 @@
 //! the oldest events and is told how many.
 
 use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use cove_protocol::guest::Listener;
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 use tokio::sync::broadcast;
@@ -81,6 +83,34 @@ pub enum EventKind {
     },
     /// It is gone.
     Destroyed,
+    /// A port of it can be reached at this URL.
+    PreviewReady {
+        /// The preview.
+        preview_id: String,
+        /// Where it is.
+        url: String,
+        /// The port in the guest.
+        port: u16,
+    },
+    /// A program in it listens on a port.
+    PortOpened(Listener),
+    /// Nothing listens there any more.
+    PortClosed {
+        /// The port.
+        port: u16,
+        /// The address in the guest.
+        address: IpAddr,
+    },
+    /// A share token was made.
+    ShareCreated {
+        /// The share.
+        share_id: String,
+    },
+    /// A share token was taken back.
+    ShareRevoked {
+        /// The share.
+        share_id: String,
+    },
 }
 
 impl EventKind {
@@ -99,6 +129,11 @@ impl EventKind {
             EventKind::ColdBoot { .. } => "sandbox.cold_boot",
             EventKind::Error { .. } => "sandbox.error",
             EventKind::Destroyed => "sandbox.destroyed",
+            EventKind::PreviewReady { .. } => "sandbox.preview.ready",
+            EventKind::PortOpened(_) => "sandbox.port.opened",
+            EventKind::PortClosed { .. } => "sandbox.port.closed",
+            EventKind::ShareCreated { .. } => "sandbox.share.created",
+            EventKind::ShareRevoked { .. } => "sandbox.share.revoked",
         }
     }
 }
@@ -136,6 +171,24 @@ impl Event {
             }
             EventKind::Destroyed => {
                 data.insert("state".into(), json!("destroyed"));
+            }
+            EventKind::PreviewReady { preview_id, url, port } => {
+                data.insert("preview_id".into(), json!(preview_id));
+                data.insert("url".into(), json!(url));
+                data.insert("port".into(), json!(port));
+            }
+            EventKind::PortOpened(listener) => {
+                data.insert("port".into(), json!(listener.port));
+                data.insert("address".into(), json!(listener.address));
+                data.insert("pid".into(), json!(listener.pid));
+                data.insert("command".into(), json!(listener.command));
+            }
+            EventKind::PortClosed { port, address } => {
+                data.insert("port".into(), json!(port));
+                data.insert("address".into(), json!(address));
+            }
+            EventKind::ShareCreated { share_id } | EventKind::ShareRevoked { share_id } => {
+                data.insert("share_id".into(), json!(share_id));
             }
             EventKind::Created | EventKind::Idle => {}
         }
@@ -199,6 +252,11 @@ impl Events {
         kept.events.push_back(event.clone());
         // No listener is no error.
         let _ = self.shared.sender.send(event);
+    }
+
+    /// Somebody follows the events.
+    pub(crate) fn has_listeners(&self) -> bool {
+        self.shared.sender.receiver_count() > 0
     }
 
     pub(crate) fn subscribe(&self) -> broadcast::Receiver<Event> {

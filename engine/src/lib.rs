@@ -16,6 +16,8 @@ pub mod sandbox;
 
 pub mod snapshot;
 
+pub mod preview;
+
 pub mod template;
 
 pub mod storage;
@@ -75,6 +77,10 @@ pub use console::{Console, ConsolePiece};
 pub use error::{BoxError, Error};
 pub use events::{Event, EventKind, Resumed};
 pub use idempotency::{Answer, Claim, ClaimGuard, InFlight, Replay};
+pub use preview::{
+    Door, Grant, GrantKind, GrantSpec, Minted, OpenPreview, Preview, PreviewError, PreviewId, PreviewSpec, Scope,
+    Visibility,
+};
 pub use sandbox::{
     Active, Activity, BootPath, External, Sandbox, SandboxFilter, SandboxId, SandboxSpec, SandboxState, SandboxUpdate,
     Shape, Size,
@@ -166,6 +172,7 @@ impl Engine {
         storage::sweep(&shared).await?;
         storage::remove_orphans(&shared).await?;
         store::remove_unused(&shared.db, &shared.config.paths).await?;
+        preview::reopen(&shared).await?;
         shared.tasks.spawn(keep_house(Arc::clone(&shared)));
         shared.tasks.spawn(clock::follow(Arc::clone(&shared)));
         shared.tasks.spawn(storage::flatten::keep(Arc::clone(&shared)));

@@ -19,6 +19,7 @@ use crate::error::Error;
 use crate::events::Events;
 use crate::host::{Host, Tools};
 use crate::idempotency::Keys;
+use crate::preview::doors::Previews;
 use crate::sandbox::admission::{Room, Wish};
 use crate::sandbox::driver::{self, Handle};
 use crate::sandbox::start::Memory;
@@ -56,6 +57,7 @@ pub(crate) struct Shared {
     /// Read while a new layer is put on a frozen one; written while a frozen one is replaced.
     pub(crate) chains: Arc<RwLock<()>>,
     pub(crate) viewers: Viewers,
+    pub(crate) previews: Previews,
     /// Sandboxes that only serve to look into snapshots.
     pub(crate) hidden: Hidden,
     /// Held from the look at the host to the row that takes its share.
@@ -74,6 +76,7 @@ impl Shared {
             host,
             events: Events::new(hidden.clone()),
             viewers: Viewers::new(hidden.clone()),
+            previews: Previews::default(),
             hidden,
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
@@ -194,6 +197,9 @@ pub(crate) async fn keep_house(shared: Arc<Shared>) {
         }
         if let Err(error) = crate::snapshot::delete_expired(&shared).await {
             tracing::error!(error = &error as &dyn std::error::Error, "expired snapshots were not deleted");
+        }
+        if let Err(error) = crate::preview::forget_expired(&shared).await {
+            tracing::error!(error = &error as &dyn std::error::Error, "expired previews were not deleted");
         }
         shared.warm.note_uses(&shared.db).await;
         let ids: Vec<SandboxId> = shared.handles().keys().cloned().collect();

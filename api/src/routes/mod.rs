@@ -13,14 +13,17 @@ mod history;
 mod life;
 mod logs;
 mod named;
+mod previews;
 mod readiness;
 mod run;
 mod sandboxes;
+mod shares;
 mod snapshots;
 mod system;
 mod templates;
 mod transfer;
 mod tree;
+mod tunnel;
 
 use axum::extract::OriginalUri;
 use axum::http::{Method, StatusCode};
@@ -64,6 +67,9 @@ pub(crate) fn all() -> OpenApiRouter<Api> {
         .merge(tree::routes())
         .merge(exports::routes())
         .merge(transfer::routes())
+        .merge(previews::routes())
+        .merge(shares::routes())
+        .routes(routes!(tunnel::open_tunnel))
         .routes(routes!(snapshots::create_snapshot, snapshots::list_snapshots))
         .routes(routes!(snapshots::create_snapshot_legacy))
         .routes(routes!(snapshots::delete_snapshot))

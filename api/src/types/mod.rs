@@ -7,6 +7,7 @@ mod event;
 mod exec;
 mod files;
 mod life;
+mod preview;
 mod run;
 mod sandbox;
 mod snapshot;
@@ -24,6 +25,10 @@ pub use files::{
 };
 pub use life::{
     BulkBody, BulkFailure, BulkOutcome, EmptyBody, ExtendBody, Many, ResumeBody, Tags, UpdateBody, sandbox_id,
+};
+pub use preview::{
+    ExposeBody, ListenerRecord, PreviewBody, PreviewRecord, PreviewTokenBody, PreviewTokenRecord, ShareBody,
+    SharePreviewBody, ShareRecord, SharedPreview, UrlInfo,
 };
 pub use run::{RunAnswer, RunBody, RunCommand, RunRecord, RunTimings};
 pub use sandbox::{DestroyedRecord, Readiness, SandboxRecord, WaitOver};

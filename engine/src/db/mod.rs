@@ -10,6 +10,8 @@ mod layers;
 
 mod operations;
 
+mod previews;
+
 mod sandboxes;
 
 mod snapshots;

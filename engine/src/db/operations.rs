@@ -131,6 +131,7 @@ impl Db {
             .execute(&mut *transaction)
             .await
             .map_err(query("forget what belonged to a sandbox"))?;
+        super::previews::forget(&mut transaction, &sandbox.id).await?;
         transaction.commit().await.map_err(query("commit a destroy"))
     }
 

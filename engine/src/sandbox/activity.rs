@@ -18,6 +18,7 @@ pub struct Activity {
 struct Shared {
     clock: Mutex<Clock>,
     ended: Notify,
+    begun: Notify,
 }
 
 #[derive(Debug)]
@@ -35,17 +36,19 @@ pub struct Active {
 impl Activity {
     pub(crate) fn new() -> Self {
         let clock = Clock { running: 0, last: Instant::now() };
-        Self { shared: Arc::new(Shared { clock: Mutex::new(clock), ended: Notify::new() }) }
+        Self { shared: Arc::new(Shared { clock: Mutex::new(clock), ended: Notify::new(), begun: Notify::new() }) }
     }
 
     /// Something happened just now.
     pub fn touch(&self) {
         self.clock().last = Instant::now();
+        self.shared.begun.notify_one();
     }
 
     /// Something begins that lasts.
     pub fn begin(&self) -> Active {
         self.clock().running += 1;
+        self.shared.begun.notify_one();
         Active { activity: self.clone() }
     }
 
@@ -58,6 +61,11 @@ impl Activity {
     /// Returns when something that lasted ended, also when it ended just before.
     pub(crate) async fn ended(&self) {
         self.shared.ended.notified().await;
+    }
+
+    /// Returns when something began or happened, also when it did just before. For one waiter.
+    pub(crate) async fn begun(&self) {
+        self.shared.begun.notified().await;
     }
 
     fn clock(&self) -> std::sync::MutexGuard<'_, Clock> {

@@ -192,7 +192,7 @@ impl Engine {
 
     /// The agent of a sandbox that is or becomes command-ready; a paused persistent one is resumed. While the second part
     /// lives the sandbox is not idle.
-    async fn agent(&self, id: &SandboxId, operation: &'static str) -> Result<(Agent, Active), Error> {
+    pub(crate) async fn agent(&self, id: &SandboxId, operation: &'static str) -> Result<(Agent, Active), Error> {
         use SandboxState::{Creating, Destroyed, Destroying, Paused, Pausing, Resuming, Running, Snapshotting};
         let handle = self.handle(id).await?;
         let active = handle.activity.begin();

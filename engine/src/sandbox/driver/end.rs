@@ -153,6 +153,7 @@ impl Driver {
     /// The sandbox is gone: nobody finds this driver any more, and who already asked is answered.
     fn retire(&mut self, destroyed: Option<&Sandbox>) {
         self.shared.forget(&self.id());
+        self.shared.previews.close_all(&self.id());
         self.requests.close();
         let queued = std::iter::from_fn(|| self.requests.try_recv().ok());
         let waiting: Vec<Request> = self.deferred.drain(..).chain(queued).collect();

@@ -38,6 +38,7 @@ use crate::db::{SnapshotRow, Step};
 use crate::error::Error;
 use crate::events::EventKind;
 use crate::machine::Machine;
+use crate::preview;
 use crate::shared::Shared;
 use crate::snapshot::{Snapshot, SnapshotSpec};
 use crate::storage::{Holding, Layer, LayerId, layers};
@@ -162,6 +163,9 @@ pub(crate) fn spawn(shared: Arc<Shared>, channels: Channels, beginning: Beginnin
     let span = tracing::info_span!("sandbox", sandbox = %id);
     let Channels { record, live, requests, activity } = channels;
     let tasks = shared.tasks.clone();
+    let watched =
+        preview::watch::Watched { record: record.subscribe(), live: live.subscribe(), activity: activity.clone() };
+    tasks.spawn(preview::watch::keep(Arc::clone(&shared), watched));
     let driver = Driver {
         shared,
         record,
