@@ -24,7 +24,7 @@ pub fn allow(response: &mut HeaderMap, origins: &[String]) {
         // One header may hold several policies.
         .flat_map(|value| value.split(',').map(str::to_owned))
         .collect();
-    let limits = policies.iter().any(|policy| directives(policy).any(|directive| is_ancestors(directive)));
+    let limits = policies.iter().any(|policy| directives(policy).any(is_ancestors));
     // A policy wins over the older header where it says something about frames (CSP 3, 6.4.2.1).
     let older = response.remove(header::X_FRAME_OPTIONS);
     if limits {

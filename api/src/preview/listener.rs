@@ -78,7 +78,7 @@ async fn accept(listener: &TcpListener, room: &Arc<Semaphore>) -> Option<(TcpStr
         }
         Err(error) => {
             tracing::warn!(%error, "a connection to a preview was not accepted");
-            tokio::time::sleep(ACCEPT_AGAIN_AFTER).await;
+            tokio::time::sleep_until(tokio::time::Instant::now() + ACCEPT_AGAIN_AFTER).await;
             None
         }
     }

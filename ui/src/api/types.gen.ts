@@ -411,6 +411,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/sandboxes/{id}/expose": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Exposes a port and says where it is. A paused persistent sandbox is resumed. The same port again changes nothing but
+         *     what is given.
+         */
+        post: operations["expose_port"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/sandboxes/{id}/extend": {
         parameters: {
             query?: never;
@@ -762,6 +782,97 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/sandboxes/{id}/ports": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Who listens on TCP ports in the guest now; nobody while the sandbox does not run. It is not woken. */
+        get: operations["list_ports"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/sandboxes/{id}/preview-token": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Makes a token for all previews that the sandbox has and will have. The URL leads to its first preview; where it has none,
+         *     port 3000 is exposed.
+         */
+        post: operations["create_preview_token"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/sandboxes/{id}/previews": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** A sandbox's previews, oldest first. */
+        get: operations["list_previews"];
+        put?: never;
+        /** Makes a preview, or changes that of the same port. The sandbox may be in any state. */
+        post: operations["create_preview"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/sandboxes/{id}/previews/{part}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** One preview. */
+        get: operations["get_preview"];
+        put?: never;
+        post?: never;
+        /** Takes a preview away: its listener closes, its tokens are worth nothing. */
+        delete: operations["delete_preview"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/sandboxes/{id}/previews/{part}/share": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Makes a token for a preview, with which a private one can be used. The token is told once. */
+        post: operations["share_preview"];
+        /** Takes back every share token of a preview. */
+        delete: operations["revoke_preview_shares"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/sandboxes/{id}/readiness": {
         parameters: {
             query?: never;
@@ -831,6 +942,41 @@ export interface paths {
          */
         post: operations["resume_sandbox"];
         delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/sandboxes/{id}/shares": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** A sandbox's shares, oldest first, without their tokens. */
+        get: operations["list_shares"];
+        put?: never;
+        /** Makes a share of all previews that the sandbox has and will have; it is listed and can be taken back. */
+        post: operations["create_share"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/sandboxes/{id}/shares/{part}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /** Takes a share back. */
+        delete: operations["revoke_share"];
         options?: never;
         head?: never;
         patch?: never;
@@ -940,6 +1086,27 @@ export interface paths {
         head?: never;
         /** Replaces the tags. */
         patch: operations["set_tags"];
+        trace?: never;
+    };
+    "/sandboxes/{id}/tunnel/{part}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Opens a WebSocket to a TCP port in the guest. Binary messages are the bytes of the stream, in both directions, cut
+         *     anywhere; text messages are taken as bytes too. The socket is closed with 1000 when the program in the guest ends the
+         *     stream, with 1011 when it breaks. A paused persistent sandbox is resumed; a port on which nobody listens is 502.
+         */
+        get: operations["open_tunnel"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
         trace?: never;
     };
     "/snapshots": {
@@ -1467,6 +1634,90 @@ export interface components {
             };
         };
         /** @description The envelope of a single resource, and of every list. */
+        Data_PreviewRecord: {
+            /**
+             * @description A preview.
+             * @example {
+             *       "alias_url": "http://3000-my-app.localhost:7334/",
+             *       "created_at": "2026-01-02T03:04:05.000000Z",
+             *       "deleted_at": null,
+             *       "expires_at": null,
+             *       "external_project_id": null,
+             *       "external_user_id": null,
+             *       "external_workspace_id": null,
+             *       "host_port": 3000,
+             *       "id": "prv_k3j2h4g5f6d7s8a9",
+             *       "metadata": {},
+             *       "name": "web",
+             *       "owner_id": null,
+             *       "port": 3000,
+             *       "sandbox_id": "sbx_1",
+             *       "share_token_expires_at": null,
+             *       "share_token_prefix": null,
+             *       "state": "active",
+             *       "tenant_id": null,
+             *       "updated_at": "2026-01-02T03:04:05.000000Z",
+             *       "url": "http://127.83.0.5:3000/",
+             *       "visibility": "public"
+             *     }
+             */
+            data: {
+                alias_url?: string | null;
+                created_at: string;
+                deleted_at?: string | null;
+                expires_at?: string | null;
+                external_project_id?: string | null;
+                external_user_id?: string | null;
+                external_workspace_id?: string | null;
+                /**
+                 * Format: int32
+                 * @description The port on the sandbox's loopback address: the same number where it was free.
+                 */
+                host_port: number;
+                id: string;
+                metadata: Record<string, never>;
+                name?: string | null;
+                owner_id?: string | null;
+                /**
+                 * Format: int32
+                 * @description The port in the guest.
+                 */
+                port: number;
+                sandbox_id: string;
+                share_token_expires_at?: string | null;
+                /** @description Of the newest share token. */
+                share_token_prefix?: string | null;
+                /** @description `active` or `expired`. */
+                state: string;
+                tenant_id?: string | null;
+                updated_at: string;
+                url: string;
+                visibility: string;
+            };
+        };
+        /** @description The envelope of a single resource, and of every list. */
+        Data_PreviewTokenRecord: {
+            /**
+             * @description A preview token.
+             * @example {
+             *       "expires_at": "2026-01-02T04:04:05.000000Z",
+             *       "scope": "read",
+             *       "token": "mp_a2b3c4...",
+             *       "url": "http://127.83.0.5:3000/?mt=mp_a2b3c4..."
+             *     }
+             */
+            data: {
+                /** @description When it is worth nothing any more. */
+                expires_at?: string | null;
+                /** @description What it allows. */
+                scope: string;
+                /** @description The token, which nobody can tell again. */
+                token: string;
+                /** @description A preview's URL with the token. */
+                url: string;
+            };
+        };
+        /** @description The envelope of a single resource, and of every list. */
         Data_Readiness: {
             /** @description Whether a sandbox is command-ready, and how far each part of it is (contract 8.7). */
             data: {
@@ -1586,6 +1837,37 @@ export interface components {
                 workspace_id?: string | null;
                 workspace_name?: string | null;
                 workspace_slug?: string | null;
+            };
+        };
+        /** @description The envelope of a single resource, and of every list. */
+        Data_ShareRecord: {
+            /**
+             * @description A share of a sandbox's previews.
+             * @example {
+             *       "created_at": "2026-01-02T03:04:05.000000Z",
+             *       "expires_at": null,
+             *       "id": "shr_k3j2h4g5f6d7s8a9",
+             *       "scope": "read",
+             *       "share_id": "shr_k3j2h4g5f6d7s8a9",
+             *       "share_url": "http://127.83.0.5:3000/?ms=ms_a2b3c4...",
+             *       "token_prefix": "ms_a2b3c"
+             *     }
+             */
+            data: {
+                /** @description When it was made. */
+                created_at: string;
+                /** @description When it is worth nothing any more. */
+                expires_at?: string | null;
+                /** @description Its id. */
+                id: string;
+                /** @description What it allows. */
+                scope: string;
+                /** @description Its id. */
+                share_id: string;
+                /** @description A preview's URL with the token; told once, when it is made. */
+                share_url?: string | null;
+                /** @description How the token begins. */
+                token_prefix: string;
             };
         };
         /** @description The envelope of a single resource, and of every list. */
@@ -1814,6 +2096,42 @@ export interface components {
             };
         };
         /** @description The envelope of a single resource, and of every list. */
+        Data_UrlInfo: {
+            /**
+             * @description Where an exposed port can be reached.
+             * @example {
+             *       "alias_slug": "my-app",
+             *       "alias_url": "http://3000-my-app.localhost:7334/",
+             *       "class": "temporary_preview",
+             *       "port": 3000,
+             *       "preview_id": "prv_k3j2h4g5f6d7s8a9",
+             *       "preview_url": "http://127.83.0.5:3000/",
+             *       "recommended_next_action": "create_alias_or_publish",
+             *       "stable_for_embedding": false,
+             *       "url": "http://127.83.0.5:3000/",
+             *       "url_class": "temporary_preview",
+             *       "visibility": "public"
+             *     }
+             */
+            data: {
+                alias_slug: string;
+                /** @description For browsers, which resolve names below `localhost` by themselves. */
+                alias_url?: string | null;
+                class: string;
+                /** Format: int32 */
+                port: number;
+                preview_id: string;
+                preview_url: string;
+                recommended_next_action: string;
+                /** @description The address is the sandbox's as long as it lives. */
+                stable_for_embedding: boolean;
+                /** @description What counts: the host's port is not always the guest's. */
+                url: string;
+                url_class: string;
+                visibility: string;
+            };
+        };
+        /** @description The envelope of a single resource, and of every list. */
         Data_Vec_EnvVariable: {
             data: {
                 /** @description `false`: this server hides no values. */
@@ -1822,6 +2140,65 @@ export interface components {
                 key: string;
                 /** @description Its value. */
                 value: string;
+            }[];
+        };
+        /** @description The envelope of a single resource, and of every list. */
+        Data_Vec_ListenerRecord: {
+            data: {
+                /** @description The address in the guest; `0.0.0.0` and `::` are all. */
+                address: string;
+                /** @description That process's command line. */
+                command?: string | null;
+                /**
+                 * Format: int32
+                 * @description A process that has it; `null` when none was found.
+                 */
+                pid?: number | null;
+                /**
+                 * Format: int32
+                 * @description The port.
+                 */
+                port: number;
+                /** @description The port's preview, when it is exposed. */
+                preview_id?: string | null;
+                /** @description That preview's URL. */
+                url?: string | null;
+            }[];
+        };
+        /** @description The envelope of a single resource, and of every list. */
+        Data_Vec_PreviewRecord: {
+            data: {
+                alias_url?: string | null;
+                created_at: string;
+                deleted_at?: string | null;
+                expires_at?: string | null;
+                external_project_id?: string | null;
+                external_user_id?: string | null;
+                external_workspace_id?: string | null;
+                /**
+                 * Format: int32
+                 * @description The port on the sandbox's loopback address: the same number where it was free.
+                 */
+                host_port: number;
+                id: string;
+                metadata: Record<string, never>;
+                name?: string | null;
+                owner_id?: string | null;
+                /**
+                 * Format: int32
+                 * @description The port in the guest.
+                 */
+                port: number;
+                sandbox_id: string;
+                share_token_expires_at?: string | null;
+                /** @description Of the newest share token. */
+                share_token_prefix?: string | null;
+                /** @description `active` or `expired`. */
+                state: string;
+                tenant_id?: string | null;
+                updated_at: string;
+                url: string;
+                visibility: string;
             }[];
         };
         /** @description The envelope of a single resource, and of every list. */
@@ -1917,6 +2294,25 @@ export interface components {
                 workspace_id?: string | null;
                 workspace_name?: string | null;
                 workspace_slug?: string | null;
+            }[];
+        };
+        /** @description The envelope of a single resource, and of every list. */
+        Data_Vec_ShareRecord: {
+            data: {
+                /** @description When it was made. */
+                created_at: string;
+                /** @description When it is worth nothing any more. */
+                expires_at?: string | null;
+                /** @description Its id. */
+                id: string;
+                /** @description What it allows. */
+                scope: string;
+                /** @description Its id. */
+                share_id: string;
+                /** @description A preview's URL with the token; told once, when it is made. */
+                share_url?: string | null;
+                /** @description How the token begins. */
+                token_prefix: string;
             }[];
         };
         /** @description The envelope of a single resource, and of every list. */
@@ -2336,6 +2732,26 @@ export interface components {
             type: string;
         };
         /**
+         * @description Which port to expose.
+         * @example {
+         *       "port": 3000
+         *     }
+         */
+        ExposeBody: {
+            /**
+             * Format: int32
+             * @description The port in the guest; 3000 when absent.
+             */
+            port?: number | null;
+            /**
+             * Format: int32
+             * @description Seconds until it expires.
+             */
+            ttl_seconds?: number | null;
+            /** @description `public` or `private`. */
+            visibility?: string | null;
+        };
+        /**
          * @description What extend takes.
          * @example {
          *       "timeout_sec": 3600
@@ -2546,6 +2962,37 @@ export interface components {
             /** @description This is a piece of a line longer than 4 MiB, and more of it follows. */
             partial?: boolean;
         };
+        /**
+         * @description Who listens on a port in a guest.
+         * @example {
+         *       "address": "0.0.0.0",
+         *       "command": "node server.js",
+         *       "pid": 41,
+         *       "port": 3000,
+         *       "preview_id": null,
+         *       "url": null
+         *     }
+         */
+        ListenerRecord: {
+            /** @description The address in the guest; `0.0.0.0` and `::` are all. */
+            address: string;
+            /** @description That process's command line. */
+            command?: string | null;
+            /**
+             * Format: int32
+             * @description A process that has it; `null` when none was found.
+             */
+            pid?: number | null;
+            /**
+             * Format: int32
+             * @description The port.
+             */
+            port: number;
+            /** @description The port's preview, when it is exposed. */
+            preview_id?: string | null;
+            /** @description That preview's URL. */
+            url?: string | null;
+        };
         /** @description What is in a directory. */
         Listing: {
             /** @description Depth first, names in byte order. */
@@ -2673,6 +3120,139 @@ export interface components {
         PathBody: {
             /** @description Absolute path. */
             path: string;
+        };
+        /**
+         * @description A preview to make, or to change when the port has one.
+         * @example {
+         *       "name": "web",
+         *       "port": 3000,
+         *       "ttl_seconds": 3600,
+         *       "visibility": "private"
+         *     }
+         */
+        PreviewBody: {
+            /** @description From then on it answers nobody (RFC 3339). */
+            expires_at?: string | null;
+            /** @description The same as `name`. */
+            label?: string | null;
+            /** @description The caller's own data. */
+            metadata?: Record<string, never> | null;
+            /** @description For people. */
+            name?: string | null;
+            /** @description Where its URL leads. */
+            path?: string | null;
+            /**
+             * Format: int32
+             * @description The port in the guest.
+             */
+            port?: number | null;
+            /**
+             * Format: int32
+             * @description The same as seconds from now.
+             */
+            ttl_seconds?: number | null;
+            /** @description `public` (every process and page of this computer) or `private` (who shows a token). */
+            visibility?: string | null;
+        };
+        /**
+         * @description A preview.
+         * @example {
+         *       "alias_url": "http://3000-my-app.localhost:7334/",
+         *       "created_at": "2026-01-02T03:04:05.000000Z",
+         *       "deleted_at": null,
+         *       "expires_at": null,
+         *       "external_project_id": null,
+         *       "external_user_id": null,
+         *       "external_workspace_id": null,
+         *       "host_port": 3000,
+         *       "id": "prv_k3j2h4g5f6d7s8a9",
+         *       "metadata": {},
+         *       "name": "web",
+         *       "owner_id": null,
+         *       "port": 3000,
+         *       "sandbox_id": "sbx_1",
+         *       "share_token_expires_at": null,
+         *       "share_token_prefix": null,
+         *       "state": "active",
+         *       "tenant_id": null,
+         *       "updated_at": "2026-01-02T03:04:05.000000Z",
+         *       "url": "http://127.83.0.5:3000/",
+         *       "visibility": "public"
+         *     }
+         */
+        PreviewRecord: {
+            alias_url?: string | null;
+            created_at: string;
+            deleted_at?: string | null;
+            expires_at?: string | null;
+            external_project_id?: string | null;
+            external_user_id?: string | null;
+            external_workspace_id?: string | null;
+            /**
+             * Format: int32
+             * @description The port on the sandbox's loopback address: the same number where it was free.
+             */
+            host_port: number;
+            id: string;
+            metadata: Record<string, never>;
+            name?: string | null;
+            owner_id?: string | null;
+            /**
+             * Format: int32
+             * @description The port in the guest.
+             */
+            port: number;
+            sandbox_id: string;
+            share_token_expires_at?: string | null;
+            /** @description Of the newest share token. */
+            share_token_prefix?: string | null;
+            /** @description `active` or `expired`. */
+            state: string;
+            tenant_id?: string | null;
+            updated_at: string;
+            url: string;
+            visibility: string;
+        };
+        /**
+         * @description A preview token to make.
+         * @example {
+         *       "expires_in": 3600,
+         *       "port": 3000,
+         *       "scope": "interact"
+         *     }
+         */
+        PreviewTokenBody: {
+            /**
+             * Format: int32
+             * @description Seconds, at most 86400; 3600 when absent.
+             */
+            expires_in?: number | null;
+            /**
+             * Format: int32
+             * @description Which preview the URL leads to; the sandbox's first when absent.
+             */
+            port?: number | null;
+            /** @description `read` (the default: GET, HEAD, OPTIONS, WebSockets) or `interact`. */
+            scope?: string | null;
+        };
+        /**
+         * @description A preview token.
+         * @example {
+         *       "expires_at": "2026-01-02T04:04:05.000000Z",
+         *       "scope": "read",
+         *       "token": "mp_a2b3c4...",
+         *       "url": "http://127.83.0.5:3000/?mt=mp_a2b3c4..."
+         *     }
+         */
+        PreviewTokenRecord: {
+            /** @description When it is worth nothing any more. */
+            expires_at?: string | null;
+            /** @description What it allows. */
+            scope: string;
+            /** @description The token, which nobody can tell again. */
+            token: string;
+            /** @description A preview's URL with the token. */
+            url: string;
         };
         /** @description Whether a sandbox is command-ready, and how far each part of it is (contract 8.7). */
         Readiness: {
@@ -2921,6 +3501,99 @@ export interface components {
             workspace_id?: string | null;
             workspace_name?: string | null;
             workspace_slug?: string | null;
+        };
+        /**
+         * @description A share to make.
+         * @example {
+         *       "expires_in": 86400,
+         *       "scope": "read"
+         *     }
+         */
+        ShareBody: {
+            /**
+             * Format: int32
+             * @description Seconds; never when absent.
+             */
+            expires_in?: number | null;
+            /**
+             * Format: int32
+             * @description Which preview the URL leads to; the sandbox's first when absent.
+             */
+            port?: number | null;
+            /** @description `read` (the default) or `interact`. */
+            scope?: string | null;
+        };
+        /**
+         * @description How long a share token of a preview lives.
+         * @example {
+         *       "ttl_seconds": 3600
+         *     }
+         */
+        SharePreviewBody: {
+            /** @description `read` or `interact`; a share of one preview allows everything when absent. */
+            scope?: string | null;
+            /**
+             * Format: int32
+             * @description Seconds; 3600 when absent.
+             */
+            ttl_seconds?: number | null;
+        };
+        /**
+         * @description A share of a sandbox's previews.
+         * @example {
+         *       "created_at": "2026-01-02T03:04:05.000000Z",
+         *       "expires_at": null,
+         *       "id": "shr_k3j2h4g5f6d7s8a9",
+         *       "scope": "read",
+         *       "share_id": "shr_k3j2h4g5f6d7s8a9",
+         *       "share_url": "http://127.83.0.5:3000/?ms=ms_a2b3c4...",
+         *       "token_prefix": "ms_a2b3c"
+         *     }
+         */
+        ShareRecord: {
+            /** @description When it was made. */
+            created_at: string;
+            /** @description When it is worth nothing any more. */
+            expires_at?: string | null;
+            /** @description Its id. */
+            id: string;
+            /** @description What it allows. */
+            scope: string;
+            /** @description Its id. */
+            share_id: string;
+            /** @description A preview's URL with the token; told once, when it is made. */
+            share_url?: string | null;
+            /** @description How the token begins. */
+            token_prefix: string;
+        };
+        /**
+         * @description A share token of a preview; exactly these three keys (contract X43).
+         * @example {
+         *       "data": {
+         *         "id": "prv_k3j2h4g5f6d7s8a9",
+         *         "share_token_expires_at": "2026-01-02T04:04:05.000000Z",
+         *         "share_token_prefix": "mp_a2b3c"
+         *       },
+         *       "preview_token": "mp_a2b3c4...",
+         *       "share_url": "http://127.83.0.5:3000/?mt=mp_a2b3c4..."
+         *     }
+         */
+        SharedPreview: {
+            /** @description The preview. */
+            data: components["schemas"]["SharedPreviewRecord"];
+            /** @description The token, which nobody can tell again. */
+            preview_token: string;
+            /** @description The URL with the token. */
+            share_url: string;
+        };
+        /** @description See [`SharedPreview`]. */
+        SharedPreviewRecord: {
+            /** @description The preview's id. */
+            id: string;
+            /** @description When it is worth nothing any more. */
+            share_token_expires_at?: string | null;
+            /** @description How the token begins. */
+            share_token_prefix: string;
         };
         /**
          * @description What a new snapshot may be told.
@@ -3248,6 +3921,39 @@ export interface components {
              * @description Seconds of a session, 1-86400.
              */
             timeout_sec?: number | null;
+        };
+        /**
+         * @description Where an exposed port can be reached.
+         * @example {
+         *       "alias_slug": "my-app",
+         *       "alias_url": "http://3000-my-app.localhost:7334/",
+         *       "class": "temporary_preview",
+         *       "port": 3000,
+         *       "preview_id": "prv_k3j2h4g5f6d7s8a9",
+         *       "preview_url": "http://127.83.0.5:3000/",
+         *       "recommended_next_action": "create_alias_or_publish",
+         *       "stable_for_embedding": false,
+         *       "url": "http://127.83.0.5:3000/",
+         *       "url_class": "temporary_preview",
+         *       "visibility": "public"
+         *     }
+         */
+        UrlInfo: {
+            alias_slug: string;
+            /** @description For browsers, which resolve names below `localhost` by themselves. */
+            alias_url?: string | null;
+            class: string;
+            /** Format: int32 */
+            port: number;
+            preview_id: string;
+            preview_url: string;
+            recommended_next_action: string;
+            /** @description The address is the sandbox's as long as it lives. */
+            stable_for_embedding: boolean;
+            /** @description What counts: the host's port is not always the guest's. */
+            url: string;
+            url_class: string;
+            visibility: string;
         };
         /** @description One vCPU. */
         VcpuFigures: {
@@ -4296,6 +5002,40 @@ export interface operations {
             };
         };
     };
+    expose_port: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ExposeBody"];
+            };
+        };
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_UrlInfo"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
     extend_sandbox: {
         parameters: {
             query?: never;
@@ -5135,6 +5875,273 @@ export interface operations {
             };
         };
     };
+    list_ports: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_Vec_ListenerRecord"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    create_preview_token: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["PreviewTokenBody"];
+            };
+        };
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_PreviewTokenRecord"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    list_previews: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_Vec_PreviewRecord"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    create_preview: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["PreviewBody"];
+            };
+        };
+        responses: {
+            /** @description The port had one */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_PreviewRecord"];
+                };
+            };
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_PreviewRecord"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    get_preview: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+                /** @description The preview's id */
+                part: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_PreviewRecord"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    delete_preview: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+                /** @description The preview's id */
+                part: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description It is gone */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    share_preview: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+                /** @description The preview's id */
+                part: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["SharePreviewBody"];
+            };
+        };
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SharedPreview"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    revoke_preview_shares: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+                /** @description The preview's id */
+                part: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description They are worth nothing */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
     get_readiness: {
         parameters: {
             query?: never;
@@ -5255,6 +6262,101 @@ export interface operations {
                 content: {
                     "application/json": components["schemas"]["Data_SandboxRecord"];
                 };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    list_shares: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_Vec_ShareRecord"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    create_share: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ShareBody"];
+            };
+        };
+        responses: {
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_ShareRecord"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    revoke_share: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+                /** @description The share's id */
+                part: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description It is worth nothing */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description Refused or failed; `error.code` says why */
             default: {
@@ -5483,6 +6585,40 @@ export interface operations {
                 content: {
                     "application/json": components["schemas"]["Data_Tags"];
                 };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    open_tunnel: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+                /**
+                 * @description The port in the guest
+                 * @example 5432
+                 */
+                part: number;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The stream stands */
+            101: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description Refused or failed; `error.code` says why */
             default: {
