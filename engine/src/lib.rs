@@ -32,6 +32,8 @@ pub mod console;
 
 pub mod events;
 
+pub mod metrics;
+
 pub mod idempotency;
 
 pub mod db;
@@ -77,6 +79,7 @@ pub use console::{Console, ConsolePiece};
 pub use error::{BoxError, Error};
 pub use events::{Event, EventKind, Resumed};
 pub use idempotency::{Answer, Claim, ClaimGuard, InFlight, Replay};
+pub use metrics::{Metrics, Sample, Usage};
 pub use preview::{
     Door, Grant, GrantKind, GrantSpec, Minted, OpenPreview, Preview, PreviewError, PreviewId, PreviewSpec, Scope,
     Visibility,
@@ -174,6 +177,7 @@ impl Engine {
         store::remove_unused(&shared.db, &shared.config.paths).await?;
         preview::reopen(&shared).await?;
         shared.tasks.spawn(keep_house(Arc::clone(&shared)));
+        shared.tasks.spawn(metrics::keep(Arc::clone(&shared)));
         shared.tasks.spawn(clock::follow(Arc::clone(&shared)));
         shared.tasks.spawn(storage::flatten::keep(Arc::clone(&shared)));
         if shared.config.warm_pool > 0 && shared.host.ready.is_ok() {

@@ -19,6 +19,7 @@ use crate::error::Error;
 use crate::events::Events;
 use crate::host::{Host, Tools};
 use crate::idempotency::Keys;
+use crate::metrics::Books;
 use crate::preview::doors::Previews;
 use crate::sandbox::admission::{Room, Wish};
 use crate::sandbox::driver::{self, Handle};
@@ -42,6 +43,7 @@ pub(crate) struct Shared {
     pub(crate) db: Db,
     pub(crate) host: Host,
     pub(crate) events: Events,
+    pub(crate) metrics: Books,
     pub(crate) tasks: TaskTracker,
     pub(crate) stopping: CancellationToken,
     pub(crate) keys: Keys,
@@ -75,6 +77,7 @@ impl Shared {
             db,
             host,
             events: Events::new(hidden.clone()),
+            metrics: Books::default(),
             viewers: Viewers::new(hidden.clone()),
             previews: Previews::default(),
             hidden,

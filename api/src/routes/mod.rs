@@ -12,6 +12,7 @@ mod fork;
 mod history;
 mod life;
 mod logs;
+mod metrics;
 mod named;
 mod previews;
 mod readiness;
@@ -81,6 +82,7 @@ pub(crate) fn all() -> OpenApiRouter<Api> {
         .routes(routes!(named::get_named_snapshot, named::delete_named_snapshot))
         .routes(routes!(fork::deploy_named_snapshot))
         .merge(logs::routes())
+        .merge(metrics::routes())
         .routes(routes!(system::get_stats))
         .routes(routes!(system::get_system))
         .routes(routes!(system::get_disk_use))

@@ -7,6 +7,7 @@ mod event;
 mod exec;
 mod files;
 mod life;
+mod metrics;
 mod preview;
 mod run;
 mod sandbox;
@@ -26,6 +27,7 @@ pub use files::{
 pub use life::{
     BulkBody, BulkFailure, BulkOutcome, EmptyBody, ExtendBody, Many, ResumeBody, Tags, UpdateBody, sandbox_id,
 };
+pub use metrics::{MetricsRecord, ResizeBody, ResizeCapabilities, Resized, Resources, ResourcesRecord, UsageRecord};
 pub use preview::{
     ExposeBody, ListenerRecord, PreviewBody, PreviewRecord, PreviewTokenBody, PreviewTokenRecord, ShareBody,
     SharePreviewBody, ShareRecord, SharedPreview, UrlInfo,

@@ -20,6 +20,8 @@ mod step;
 
 mod templates;
 
+mod usage;
+
 mod warm;
 
 use std::path::{Path, PathBuf};

@@ -765,6 +765,23 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/sandboxes/{id}/metrics": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Processor, memory and disk of the sandbox over time. Asking does not wake it up. */
+        get: operations["get_metrics"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/sandboxes/{id}/pause": {
         parameters: {
             query?: never;
@@ -905,6 +922,27 @@ export interface paths {
         options?: never;
         head?: never;
         patch?: never;
+        trace?: never;
+    };
+    "/sandboxes/{id}/resources": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** What the sandbox has, and what of it can change while it runs. */
+        get: operations["get_resources"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        /**
+         * Changes the shape where the machine can. This server's machines cannot: 409 `RESIZE_UNSUPPORTED`, unless the sandbox has
+         *     that shape already.
+         */
+        patch: operations["resize"];
         trace?: never;
     };
     "/sandboxes/{id}/restore/{sid}": {
@@ -1101,6 +1139,23 @@ export interface paths {
          *     stream, with 1011 when it breaks. A paused persistent sandbox is resumed; a port on which nobody listens is 502.
          */
         get: operations["open_tunnel"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/sandboxes/{id}/usage": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** What the sandbox used in all its sessions, up to now. */
+        get: operations["get_usage"];
         put?: never;
         post?: never;
         delete?: never;
@@ -1407,6 +1462,51 @@ export interface components {
              */
             timeout_sec?: number | null;
         };
+        /** @description The present state; figures are `null` while it does not run and in its first seconds. */
+        CurrentFigures: {
+            /**
+             * Format: int32
+             * @description As asked for.
+             */
+            cpu_count: number;
+            /**
+             * Format: int32
+             * @description As the host grants it.
+             */
+            cpu_granted?: number | null;
+            /**
+             * Format: float
+             * @description Of one processor: 200 when two are busy.
+             */
+            cpu_percent?: number | null;
+            /**
+             * Format: int64
+             * @description Bytes on the host's disk that it wrote since its last snapshot or fork.
+             */
+            disk_bytes?: number | null;
+            /** Format: int32 */
+            disk_size_mb: number;
+            /** Format: int32 */
+            memory_mb: number;
+            /**
+             * Format: int64
+             * @description Bytes that the host holds for it alone.
+             */
+            memory_resident_bytes?: number | null;
+            /**
+             * Format: int64
+             * @description `null`: sandboxes have no network.
+             */
+            network_egress_bytes?: number | null;
+            /**
+             * Format: int64
+             * @description `null`: sandboxes have no network.
+             */
+            network_ingress_bytes?: number | null;
+            state: string;
+            /** @description When these figures were read. */
+            ts?: string | null;
+        };
         /** @description The envelope of a single resource, and of every list. */
         Data_BulkOutcome: {
             /** @description What became of many sandboxes. */
@@ -1601,6 +1701,54 @@ export interface components {
             };
         };
         /** @description The envelope of a single resource, and of every list. */
+        Data_MetricsRecord: {
+            /**
+             * @description Figures of a sandbox over time.
+             * @example {
+             *       "current": {
+             *         "cpu_count": 2,
+             *         "cpu_granted": 1,
+             *         "cpu_percent": 3.5,
+             *         "disk_bytes": 12582912,
+             *         "disk_size_mb": 20480,
+             *         "memory_mb": 4096,
+             *         "memory_resident_bytes": 83886080,
+             *         "network_egress_bytes": null,
+             *         "network_ingress_bytes": null,
+             *         "state": "running",
+             *         "ts": "2026-01-02T03:04:05.000000Z"
+             *       },
+             *       "resolution_sec": 5,
+             *       "resource_type": "sandbox",
+             *       "samples": [
+             *         {
+             *           "cpu_percent": 3.5,
+             *           "disk_bytes": 12582912,
+             *           "memory_resident_bytes": 83886080,
+             *           "ts": "2026-01-02T03:04:05.000000Z"
+             *         }
+             *       ],
+             *       "sandbox_id": "sbx_7",
+             *       "window": "1h"
+             *     }
+             */
+            data: {
+                current: components["schemas"]["CurrentFigures"];
+                /**
+                 * Format: int64
+                 * @description Seconds between two samples while it ran: 5 up to an hour, 60 up to a day.
+                 */
+                resolution_sec: number;
+                /** @description `sandbox`. */
+                resource_type: string;
+                /** @description Oldest first. There are none of times at which it was paused or this server did not run. */
+                samples: components["schemas"]["SampleRecord"][];
+                sandbox_id: string;
+                /** @description As it was asked for. */
+                window: string;
+            };
+        };
+        /** @description The envelope of a single resource, and of every list. */
         Data_Moved: {
             /** @description Something was moved. */
             data: {
@@ -1741,6 +1889,49 @@ export interface components {
                 deleted: boolean;
                 /** @description What. */
                 path: string;
+            };
+        };
+        /** @description The envelope of a single resource, and of every list. */
+        Data_Resized: {
+            /** @description The sandbox has the shape that was asked for. */
+            data: {
+                applied_live: boolean;
+                /** @description `null`: nothing is charged. */
+                billing?: string | null;
+                capabilities: components["schemas"]["ResizeCapabilities"];
+                /** @description What changed: nothing, since it had that shape. */
+                changes: Record<string, never>;
+                requires_restart: boolean;
+                resources: components["schemas"]["Resources"];
+            };
+        };
+        /** @description The envelope of a single resource, and of every list. */
+        Data_ResourcesRecord: {
+            /**
+             * @description What a sandbox has, and what of it can change.
+             * @example {
+             *       "capabilities": {
+             *         "live_cpu": false,
+             *         "live_disk": false,
+             *         "live_memory": false,
+             *         "reason": "A machine keeps the shape that it was made with"
+             *       },
+             *       "id": "sbx_7",
+             *       "resources": {
+             *         "cpu": 2,
+             *         "cpu_granted": 1,
+             *         "disk_size_mb": 20480,
+             *         "memory_mb": 4096
+             *       }
+             *     }
+             */
+            data: {
+                /** @description What of it can change while it runs. */
+                capabilities: components["schemas"]["ResizeCapabilities"];
+                /** @description Of which sandbox. */
+                id: string;
+                /** @description What it has. */
+                resources: components["schemas"]["Resources"];
             };
         };
         /** @description The envelope of a single resource, and of every list. */
@@ -2129,6 +2320,80 @@ export interface components {
                 url: string;
                 url_class: string;
                 visibility: string;
+            };
+        };
+        /** @description The envelope of a single resource, and of every list. */
+        Data_UsageRecord: {
+            /**
+             * @description What a sandbox used in all its sessions.
+             * @example {
+             *       "active_cpu_ms": 4210,
+             *       "creation_count": 1,
+             *       "estimated_cost_cents": 0,
+             *       "measurement_status": {
+             *         "active_cpu": "sampled",
+             *         "network": "unavailable",
+             *         "provisioned_resources": "measured"
+             *       },
+             *       "network_egress_bytes": null,
+             *       "network_ingress_bytes": null,
+             *       "provisioned_memory_mb_ms": 251904000,
+             *       "provisioned_vcpu_ms": 123000,
+             *       "runtime_sec": 61.5,
+             *       "sandbox_id": "sbx_7",
+             *       "state": "running",
+             *       "timeout_remaining_ms": 238500,
+             *       "timeout_sec": 300
+             *     }
+             */
+            data: {
+                /**
+                 * Format: int64
+                 * @description Milliseconds of the host's processors, the work for its devices among them; `null` when nobody ever looked.
+                 */
+                active_cpu_ms?: number | null;
+                /**
+                 * Format: int32
+                 * @description 1.
+                 */
+                creation_count: number;
+                /**
+                 * Format: int32
+                 * @description 0: nothing is charged.
+                 */
+                estimated_cost_cents: number;
+                measurement_status: components["schemas"]["MeasurementStatus"];
+                /**
+                 * Format: int64
+                 * @description `null`: sandboxes have no network.
+                 */
+                network_egress_bytes?: number | null;
+                /**
+                 * Format: int64
+                 * @description `null`: sandboxes have no network.
+                 */
+                network_ingress_bytes?: number | null;
+                /**
+                 * Format: int64
+                 * @description Milliseconds that it ran, times its memory in MiB.
+                 */
+                provisioned_memory_mb_ms: number;
+                /**
+                 * Format: int64
+                 * @description Milliseconds that it ran, times the vCPUs that it had.
+                 */
+                provisioned_vcpu_ms: number;
+                /**
+                 * Format: double
+                 * @description Seconds that it ran.
+                 */
+                runtime_sec: number;
+                sandbox_id: string;
+                state: string;
+                /** Format: int64 */
+                timeout_remaining_ms?: number | null;
+                /** Format: int32 */
+                timeout_sec: number;
             };
         };
         /** @description The envelope of a single resource, and of every list. */
@@ -3040,6 +3305,60 @@ export interface components {
             /** @description Absolute path; missing parents are made. */
             path: string;
         };
+        /** @description How each kind of figure came to be. */
+        MeasurementStatus: {
+            /** @description `sampled`: read every 5 s while it runs, so of each ended session up to its last 5 s may be missing; or `unavailable`. */
+            active_cpu: string;
+            /** @description `unavailable`. */
+            network: string;
+            /** @description `measured`, or `unavailable` when it never ran. */
+            provisioned_resources: string;
+        };
+        /**
+         * @description Figures of a sandbox over time.
+         * @example {
+         *       "current": {
+         *         "cpu_count": 2,
+         *         "cpu_granted": 1,
+         *         "cpu_percent": 3.5,
+         *         "disk_bytes": 12582912,
+         *         "disk_size_mb": 20480,
+         *         "memory_mb": 4096,
+         *         "memory_resident_bytes": 83886080,
+         *         "network_egress_bytes": null,
+         *         "network_ingress_bytes": null,
+         *         "state": "running",
+         *         "ts": "2026-01-02T03:04:05.000000Z"
+         *       },
+         *       "resolution_sec": 5,
+         *       "resource_type": "sandbox",
+         *       "samples": [
+         *         {
+         *           "cpu_percent": 3.5,
+         *           "disk_bytes": 12582912,
+         *           "memory_resident_bytes": 83886080,
+         *           "ts": "2026-01-02T03:04:05.000000Z"
+         *         }
+         *       ],
+         *       "sandbox_id": "sbx_7",
+         *       "window": "1h"
+         *     }
+         */
+        MetricsRecord: {
+            current: components["schemas"]["CurrentFigures"];
+            /**
+             * Format: int64
+             * @description Seconds between two samples while it ran: 5 up to an hour, 60 up to a day.
+             */
+            resolution_sec: number;
+            /** @description `sandbox`. */
+            resource_type: string;
+            /** @description Oldest first. There are none of times at which it was paused or this server did not run. */
+            samples: components["schemas"]["SampleRecord"][];
+            sandbox_id: string;
+            /** @description As it was asked for. */
+            window: string;
+        };
         /**
          * @description What to move where.
          * @example {
@@ -3274,6 +3593,43 @@ export interface components {
             /** @description What. */
             path: string;
         };
+        /**
+         * @description A shape to change to.
+         * @example {
+         *       "cpu_count": 4
+         *     }
+         */
+        ResizeBody: {
+            /**
+             * Format: int32
+             * @description vCPUs.
+             */
+            cpu_count?: number | null;
+            /**
+             * Format: int32
+             * @description Memory in MiB.
+             */
+            memory_mb?: number | null;
+        };
+        /** @description See [`ResourcesRecord`]. */
+        ResizeCapabilities: {
+            live_cpu: boolean;
+            live_disk: boolean;
+            live_memory: boolean;
+            /** @description Why not. */
+            reason: string;
+        };
+        /** @description The sandbox has the shape that was asked for. */
+        Resized: {
+            applied_live: boolean;
+            /** @description `null`: nothing is charged. */
+            billing?: string | null;
+            capabilities: components["schemas"]["ResizeCapabilities"];
+            /** @description What changed: nothing, since it had that shape. */
+            changes: Record<string, never>;
+            requires_restart: boolean;
+            resources: components["schemas"]["Resources"];
+        };
         /** @description What a snapshot was taken of. */
         Resource: {
             /** @description Its id. */
@@ -3296,6 +3652,49 @@ export interface components {
             /** Format: int32 */
             vcpus: number;
             version: string;
+        };
+        /** @description See [`ResourcesRecord`]. */
+        Resources: {
+            /**
+             * Format: int32
+             * @description As asked for.
+             */
+            cpu: number;
+            /**
+             * Format: int32
+             * @description As the host grants it.
+             */
+            cpu_granted?: number | null;
+            /** Format: int32 */
+            disk_size_mb: number;
+            /** Format: int32 */
+            memory_mb: number;
+        };
+        /**
+         * @description What a sandbox has, and what of it can change.
+         * @example {
+         *       "capabilities": {
+         *         "live_cpu": false,
+         *         "live_disk": false,
+         *         "live_memory": false,
+         *         "reason": "A machine keeps the shape that it was made with"
+         *       },
+         *       "id": "sbx_7",
+         *       "resources": {
+         *         "cpu": 2,
+         *         "cpu_granted": 1,
+         *         "disk_size_mb": 20480,
+         *         "memory_mb": 4096
+         *       }
+         *     }
+         */
+        ResourcesRecord: {
+            /** @description What of it can change while it runs. */
+            capabilities: components["schemas"]["ResizeCapabilities"];
+            /** @description Of which sandbox. */
+            id: string;
+            /** @description What it has. */
+            resources: components["schemas"]["Resources"];
         };
         /**
          * @description What resume takes.
@@ -3408,6 +3807,26 @@ export interface components {
              * @description From there to command-ready.
              */
             wait_ms: number;
+        };
+        /** @description Figures at one time. */
+        SampleRecord: {
+            /**
+             * Format: float
+             * @description Of one processor, since the sample before.
+             */
+            cpu_percent: number;
+            /**
+             * Format: int64
+             * @description Bytes on the host's disk that it wrote since its last snapshot or fork.
+             */
+            disk_bytes?: number | null;
+            /**
+             * Format: int64
+             * @description Bytes that the host holds for it alone.
+             */
+            memory_resident_bytes: number;
+            /** @description When. */
+            ts: string;
         };
         /** @description A sandbox as everyone sees it. */
         SandboxRecord: {
@@ -3954,6 +4373,77 @@ export interface components {
             url: string;
             url_class: string;
             visibility: string;
+        };
+        /**
+         * @description What a sandbox used in all its sessions.
+         * @example {
+         *       "active_cpu_ms": 4210,
+         *       "creation_count": 1,
+         *       "estimated_cost_cents": 0,
+         *       "measurement_status": {
+         *         "active_cpu": "sampled",
+         *         "network": "unavailable",
+         *         "provisioned_resources": "measured"
+         *       },
+         *       "network_egress_bytes": null,
+         *       "network_ingress_bytes": null,
+         *       "provisioned_memory_mb_ms": 251904000,
+         *       "provisioned_vcpu_ms": 123000,
+         *       "runtime_sec": 61.5,
+         *       "sandbox_id": "sbx_7",
+         *       "state": "running",
+         *       "timeout_remaining_ms": 238500,
+         *       "timeout_sec": 300
+         *     }
+         */
+        UsageRecord: {
+            /**
+             * Format: int64
+             * @description Milliseconds of the host's processors, the work for its devices among them; `null` when nobody ever looked.
+             */
+            active_cpu_ms?: number | null;
+            /**
+             * Format: int32
+             * @description 1.
+             */
+            creation_count: number;
+            /**
+             * Format: int32
+             * @description 0: nothing is charged.
+             */
+            estimated_cost_cents: number;
+            measurement_status: components["schemas"]["MeasurementStatus"];
+            /**
+             * Format: int64
+             * @description `null`: sandboxes have no network.
+             */
+            network_egress_bytes?: number | null;
+            /**
+             * Format: int64
+             * @description `null`: sandboxes have no network.
+             */
+            network_ingress_bytes?: number | null;
+            /**
+             * Format: int64
+             * @description Milliseconds that it ran, times its memory in MiB.
+             */
+            provisioned_memory_mb_ms: number;
+            /**
+             * Format: int64
+             * @description Milliseconds that it ran, times the vCPUs that it had.
+             */
+            provisioned_vcpu_ms: number;
+            /**
+             * Format: double
+             * @description Seconds that it ran.
+             */
+            runtime_sec: number;
+            sandbox_id: string;
+            state: string;
+            /** Format: int64 */
+            timeout_remaining_ms?: number | null;
+            /** Format: int32 */
+            timeout_sec: number;
         };
         /** @description One vCPU. */
         VcpuFigures: {
@@ -5840,6 +6330,39 @@ export interface operations {
             };
         };
     };
+    get_metrics: {
+        parameters: {
+            query?: {
+                /** @description How far back: a number of seconds, or with `s`, `m` or `h` behind it; `1h` when absent, at most `24h`. */
+                window?: string;
+            };
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_MetricsRecord"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
     pause_sandbox: {
         parameters: {
             query?: never;
@@ -6189,6 +6712,71 @@ export interface operations {
                 };
                 content: {
                     "text/event-stream": components["schemas"]["WaitOver"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    get_resources: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_ResourcesRecord"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    resize: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ResizeBody"];
+            };
+        };
+        responses: {
+            /** @description It has that shape */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_Resized"];
                 };
             };
             /** @description Refused or failed; `error.code` says why */
@@ -6619,6 +7207,36 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content?: never;
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    get_usage: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_UsageRecord"];
+                };
             };
             /** @description Refused or failed; `error.code` says why */
             default: {
