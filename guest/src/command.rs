@@ -35,6 +35,28 @@ const DRAIN_BYTES_MAX: usize = 1 << 20;
 /// Signal numbers that may be sent.
 const SIGNALS: std::ops::RangeInclusive<i32> = 1..=64;
 
+/// Where a command's output goes.
+pub trait Sink {
+    /// True while it takes more.
+    fn has_room(&self) -> bool;
+
+    /// Takes some bytes.
+    ///
+    /// # Errors
+    /// It is broken.
+    fn put(&mut self, stream: Stream, bytes: &[u8]) -> io::Result<()>;
+}
+
+impl Sink for Transport {
+    fn has_room(&self) -> bool {
+        self.backlog() < OUT_BYTES_MAX
+    }
+
+    fn put(&mut self, stream: Stream, bytes: &[u8]) -> io::Result<()> {
+        self.queue(&Reply::Output { stream, data: bytes.to_vec().into() }).map_err(io::Error::other)
+    }
+}
+
 /// A command from its start to its end.
 #[derive(Debug)]
 pub struct RunningCommand {
@@ -121,6 +143,21 @@ impl RunningCommand {
         }
     }
 
+    /// Its leader ended.
+    pub fn has_exited(&self) -> bool {
+        self.exit.is_some()
+    }
+
+    /// Its standard input takes bytes.
+    pub fn has_stdin(&self) -> bool {
+        self.stdin.as_ref().is_some_and(|stdin| !stdin.ended)
+    }
+
+    /// Bytes on their way to its standard input.
+    pub fn stdin_waiting(&self) -> usize {
+        self.stdin.as_ref().map_or(0, Stdin::waiting)
+    }
+
     /// True while another [`Input`] may be taken from the connection.
     pub fn takes_input(&self) -> bool {
         self.stdin.as_ref().is_none_or(|stdin| stdin.waiting() < STDIN_BYTES_MAX)
@@ -155,15 +192,15 @@ impl RunningCommand {
         }
     }
 
-    /// Forwards output while the connection has room, at most one chunk a stream. True if it did anything.
+    /// Forwards output while there is room for it, at most one chunk a stream. True if it did anything.
     ///
     /// # Errors
-    /// The connection failed.
-    pub fn pump_output(&mut self, transport: &mut Transport, buffer: &mut [u8]) -> io::Result<bool> {
+    /// The sink failed.
+    pub fn pump_output(&mut self, sink: &mut impl Sink, buffer: &mut [u8]) -> io::Result<bool> {
         let mut moved = false;
         for output in [&mut self.stdout, &mut self.stderr] {
-            if output.ready && transport.backlog() < OUT_BYTES_MAX {
-                moved |= output.pump(transport, buffer)?;
+            if output.ready && sink.has_room() {
+                moved |= output.pump(sink, buffer)?;
             }
         }
         Ok(moved)
@@ -228,14 +265,13 @@ impl Output {
         }
     }
 
-    /// Reads once and queues what came.
-    fn pump(&mut self, transport: &mut Transport, buffer: &mut [u8]) -> io::Result<bool> {
+    /// Reads once and passes on what came.
+    fn pump(&mut self, sink: &mut impl Sink, buffer: &mut [u8]) -> io::Result<bool> {
         let wanted = self.left.unwrap_or(u64::MAX).min(CHUNK_BYTES_MAX.min(buffer.len()) as u64) as usize;
         match rustix::io::read(&self.pipe, &mut buffer[..wanted]) {
             Ok(0) => self.end(),
             Ok(count) => {
-                let data = buffer[..count].to_vec().into();
-                transport.queue(&Reply::Output { stream: self.stream, data }).map_err(io::Error::other)?;
+                sink.put(self.stream, &buffer[..count])?;
                 self.ready = count == wanted || self.left.is_some();
                 self.left = self.left.map(|left| left - count as u64);
                 if self.left == Some(0) {

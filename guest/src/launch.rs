@@ -6,12 +6,12 @@
 use std::{
     ffi::{CStr, CString},
     fs::File,
-    io,
+    io, iter,
     os::fd::{AsFd, OwnedFd},
     sync::Arc,
 };
 
-use cove_protocol::guest::{Command, DEFAULT_CWD, ErrorKind, Exec};
+use cove_protocol::guest::{Command, DEFAULT_CWD, ErrorKind, Exec, OpenTerminal};
 use rustix::{
     fs::{OFlags, fcntl_setfl},
     pipe::{PipeFlags, pipe_with},
@@ -24,11 +24,16 @@ use crate::{
     failure::{Failure, absolute},
     process::{Program, SpawnError, Spawner, Stdio, Step},
     shell::FastShell,
+    terminal::pty,
 };
 
 /// Shells that run a line, the best first, after the fast one. Not as a login shell: that would read profile files on
 /// each command, and all they would set is in the environment already.
 const SHELLS: [&CStr; 2] = [c"/bin/bash", c"/bin/sh"];
+
+/// What programs on a terminal find in their environment below the sandbox's own: what kind it is, and that characters
+/// are UTF-8, which costs 0.07 s at their start (see `environment`) and is what makes line editing right.
+const TERMINAL_ENVIRONMENT: [(&str, &str); 2] = [("TERM", "xterm-256color"), ("LC_CTYPE", "C.UTF-8")];
 
 /// The output pipes of one command.
 #[derive(Debug)]
@@ -101,7 +106,10 @@ impl Launcher {
             stderr: pipes.stderr.1.as_fd(),
             go: None,
         };
-        let pid = self.spawner.spawn(program, stdio).map_err(|error| explain(exec, program, &error))?;
+        let pid = self
+            .spawner
+            .spawn(program, stdio)
+            .map_err(|error| explain(name(exec), exec.user.as_deref(), program, &error))?;
         let Pipes { stdout, stderr } = pipes;
         let theirs = (stdout.1, stderr.1);
         Ok(Launched { pid, stdin: stdin.map(|(ours, _)| ours), stdout: stdout.0, stderr: stderr.0, theirs })
@@ -127,7 +135,54 @@ impl Launcher {
             env: environment.strings(),
             cwd: absolute("cwd", exec.cwd.as_deref().unwrap_or(DEFAULT_CWD))?,
             identity: account.identity,
+            controls_terminal: false,
         })
+    }
+
+    /// What a terminal session runs.
+    ///
+    /// # Errors
+    /// Names the field that is wrong.
+    pub fn terminal_program(&self, open: &OpenTerminal, sandbox: &[(String, String)]) -> Result<Program, Failure> {
+        let account = Account::find(open.user.as_deref())?;
+        let below: Vec<_> =
+            TERMINAL_ENVIRONMENT.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+        let below = [&below, sandbox].concat();
+        let environment = Environment::merge(&account, &below, &open.env)?;
+        self.shell.wait_until_settled();
+        let (candidates, argv) = if open.command.is_empty() {
+            let name = account.shell.rsplit('/').next().unwrap_or("sh");
+            let shells = SHELLS.into_iter().map(CStr::to_owned);
+            (iter::once(word(&account.shell)?).chain(shells).collect(), vec![word(name)?])
+        } else {
+            argv(&open.command, environment.path())?
+        };
+        Ok(Program {
+            candidates,
+            argv,
+            env: environment.strings(),
+            cwd: absolute("cwd", open.cwd.as_deref().unwrap_or(DEFAULT_CWD))?,
+            identity: account.identity,
+            controls_terminal: true,
+        })
+    }
+
+    /// Starts the program of a terminal session on a new pseudo-terminal. Gives the agent's end, which never blocks.
+    ///
+    /// # Errors
+    /// As [`Launcher::launch`].
+    pub fn launch_terminal(&mut self, open: &OpenTerminal, program: &Program) -> Result<(Pid, OwnedFd), Failure> {
+        let uid = program.identity.as_ref().map(|identity| identity.uid);
+        let (ours, theirs) =
+            pty::open(open.size, uid).map_err(|error| Failure::io("Cannot make a pseudo-terminal".into(), &error))?;
+        let theirs = theirs.as_fd();
+        let stdio = Stdio { stdin: theirs, stdout: theirs, stderr: theirs, go: None };
+        let name = open.command.first().map_or_else(
+            || program.argv.first().map_or_else(String::new, |word| word.to_string_lossy().into_owned()),
+            Clone::clone,
+        );
+        let started = self.spawner.spawn(program, stdio);
+        Ok((started.map_err(|error| explain(&name, open.user.as_deref(), program, &error))?, ours))
     }
 
     /// True when a waiting shell can be what this request asks for: a line for the fast shell, as root, with nothing to read.
@@ -173,18 +228,20 @@ fn word(text: &str) -> Result<CString, Failure> {
     CString::new(text).map_err(|_| Failure::request("command: it holds a zero byte".into()))
 }
 
-/// The sentence for a command that did not start.
-fn explain(exec: &Exec, program: &Program, error: &SpawnError) -> Failure {
-    let name = match &exec.command {
+/// What a request runs, for people.
+fn name(exec: &Exec) -> &str {
+    match &exec.command {
         Command::Argv(words) => words.first().map_or("", String::as_str),
         Command::Shell(_) => "/bin/bash",
-    };
+    }
+}
+
+/// The sentence for a command that did not start.
+fn explain(name: &str, user: Option<&str>, program: &Program, error: &SpawnError) -> Failure {
     let errno = error.source.raw_os_error();
     match error.step {
         Step::Directory => Failure::io(format!("cwd: cannot enter {}", program.cwd.to_string_lossy()), &error.source),
-        Step::Identity => {
-            Failure::io(format!("user: cannot become {}", exec.user.as_deref().unwrap_or("root")), &error.source)
-        }
+        Step::Identity => Failure::io(format!("user: cannot become {}", user.unwrap_or("root")), &error.source),
         Step::Execute if errno == Some(libc::ENOENT) && !name.contains('/') => {
             Failure { kind: ErrorKind::NotFound, message: format!("command: there is no program {name:?} in PATH") }
         }

@@ -44,6 +44,10 @@ mod process;
 #[allow(unsafe_code)]
 mod reaper;
 
+mod jobs;
+
+mod terminal;
+
 mod workers;
 
 mod files;

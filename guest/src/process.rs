@@ -34,6 +34,8 @@ pub struct Program {
     pub cwd: CString,
     /// Who it runs as; the agent's own user when absent.
     pub identity: Option<Identity>,
+    /// Its standard input is a terminal, which becomes the one that controls its session.
+    pub controls_terminal: bool,
 }
 
 /// User and groups of a process.
@@ -114,6 +116,7 @@ impl Spawner {
             env: &env,
             cwd: &program.cwd,
             identity: program.identity.as_ref(),
+            controls_terminal: program.controls_terminal,
             stdio: [Some(stdio.stdin), Some(stdio.stdout), Some(stdio.stderr), stdio.go]
                 .map(|fd| fd.map(|fd| fd.as_raw_fd())),
             step: AtomicI32::new(0),
@@ -169,6 +172,7 @@ struct Launch<'a> {
     env: &'a [*const c_char],
     cwd: &'a CStr,
     identity: Option<&'a Identity>,
+    controls_terminal: bool,
     stdio: [Option<c_int>; 4],
     step: AtomicI32,
     errno: AtomicI32,
@@ -215,6 +219,9 @@ unsafe fn become_program(launch: &Launch<'_>) -> (c_int, c_int) {
             if placed < 0 {
                 return (1, errno());
             }
+        }
+        if launch.controls_terminal && libc::ioctl(libc::STDIN_FILENO, libc::TIOCSCTTY, 0) < 0 {
+            return (1, errno());
         }
         // The agent ignores SIGPIPE and blocks SIGCHLD; both would be inherited.
         libc::signal(libc::SIGPIPE, libc::SIG_DFL);

@@ -188,7 +188,7 @@ impl Relay {
             }
             Input::Data(_) if !self.input_ended => {}
             Input::End if !self.input_ended => self.input_ended = true,
-            Input::Data(_) | Input::End | Input::Signal(_) => {
+            Input::Data(_) | Input::End | Input::Signal(_) | Input::Resize(_) => {
                 return Err(io::Error::other("a stream to a port got what it cannot take"));
             }
         }

@@ -24,6 +24,8 @@ pub enum Token {
     Stdin(u64),
     /// The socket of a connection's relay; the id is the connection's.
     Relay(u64),
+    /// The terminal of a session.
+    Terminal(u64),
 }
 
 impl Token {
@@ -39,6 +41,7 @@ impl Token {
             Token::Output(id, Stream::Stderr) => id << 4 | 5,
             Token::Stdin(id) => id << 4 | 6,
             Token::Relay(id) => id << 4 | 8,
+            Token::Terminal(id) => id << 4 | 9,
         })
     }
 
@@ -54,6 +57,7 @@ impl Token {
             5 => Token::Output(id, Stream::Stderr),
             6 => Token::Stdin(id),
             8 => Token::Relay(id),
+            9 => Token::Terminal(id),
             _ => Token::Mounts,
         }
     }
@@ -67,6 +71,8 @@ pub const GONE_EVENTS: epoll::EventFlags =
     epoll::EventFlags::RDHUP.union(epoll::EventFlags::HUP).union(epoll::EventFlags::ERR);
 /// An output pipe: bytes.
 pub const OUTPUT_EVENTS: epoll::EventFlags = epoll::EventFlags::IN.union(epoll::EventFlags::ET);
+/// A terminal: output.
+pub const TERMINAL_EVENTS: epoll::EventFlags = OUTPUT_EVENTS;
 /// The table of mounts: it changed.
 pub const MOUNT_EVENTS: epoll::EventFlags = epoll::EventFlags::PRI.union(epoll::EventFlags::ET);
 /// A socket or pipe that was full: room.

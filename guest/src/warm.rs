@@ -67,6 +67,7 @@ pub fn program(shell: &FastShell, line: &str) -> io::Result<Program> {
         env: environment.strings(),
         cwd: CString::new(DEFAULT_CWD)?,
         identity: None,
+        controls_terminal: false,
     })
 }
 

@@ -14,8 +14,11 @@ use std::{
     time::Instant,
 };
 
-use cove_protocol::guest::{Exec, Reply, Request};
-use rustix::event::{EventfdFlags, eventfd};
+use cove_protocol::guest::{Exec, OpenTerminal, Reply, Request, StartJob};
+use rustix::{
+    event::{EventfdFlags, eventfd},
+    process::Pid,
+};
 
 use crate::{
     failure::Failure,
@@ -49,8 +52,8 @@ pub struct Job {
 pub enum Task {
     /// A file operation up to its final reply.
     File(Request),
-    /// The start of a command, with the sandbox's environment. The loop goes on with it.
-    Start(Box<Exec>, Vec<(String, String)>),
+    /// The start of a process, with the sandbox's environment. The loop goes on with it.
+    Start(Wanted, Vec<(String, String)>),
     /// Dirty pages to the disks; a mount could hang what is asked of all of them.
     Sync {
         /// There is such a mount.
@@ -60,6 +63,36 @@ pub enum Task {
     Prepare,
     /// Who listens on ports.
     Listeners,
+}
+
+/// What is to be started.
+#[derive(Debug)]
+pub enum Wanted {
+    /// A command of this connection.
+    Command(Box<Exec>),
+    /// A job.
+    Job(Box<StartJob>),
+    /// A terminal session.
+    Terminal(Box<OpenTerminal>),
+}
+
+/// What was started.
+#[derive(Debug)]
+pub enum Started {
+    /// A process on pipes.
+    Pipes(Launched),
+    /// One on a terminal, and the agent's end of that.
+    Terminal(Pid, OwnedFd),
+}
+
+impl Started {
+    /// Its process id.
+    pub fn pid(&self) -> Pid {
+        match self {
+            Started::Pipes(launched) => launched.pid,
+            Started::Terminal(pid, _) => *pid,
+        }
+    }
 }
 
 /// A connection that came back.
@@ -73,15 +106,15 @@ pub struct Returned {
     pub start: Option<Start>,
 }
 
-/// A command that a worker started, or failed to.
+/// A process that a worker started, or failed to.
 #[derive(Debug)]
 pub struct Start {
     /// What was asked.
-    pub exec: Box<Exec>,
+    pub wanted: Wanted,
     /// When it was begun.
     pub at: Instant,
-    /// The command, or why there is none.
-    pub result: Result<Launched, Failure>,
+    /// The process, or why there is none.
+    pub result: Result<Started, Failure>,
 }
 
 /// The server's handle on all workers.
@@ -212,17 +245,26 @@ fn do_job(Job { id, mut transport, task }: Job, shared: &Shared, buffer: &mut Ve
             let alive = transport.send_all(&reply).is_ok();
             Returned { id, transport: alive.then_some(transport), start: None }
         }
-        Task::Start(exec, environment) => {
+        Task::Start(wanted, environment) => {
             let at = Instant::now();
-            let result = launch(&exec, &environment, &shared.shell);
-            Returned { id, transport: Some(transport), start: Some(Start { exec, at, result }) }
+            let result = launch(&wanted, &environment, &shared.shell);
+            Returned { id, transport: Some(transport), start: Some(Start { wanted, at, result }) }
         }
     }
 }
 
-fn launch(exec: &Exec, environment: &[(String, String)], shell: &Arc<FastShell>) -> Result<Launched, Failure> {
+fn launch(wanted: &Wanted, environment: &[(String, String)], shell: &Arc<FastShell>) -> Result<Started, Failure> {
     let failed = |error: io::Error| Failure::io("Cannot start a process".into(), &error);
     let mut launcher = Launcher::new(Arc::clone(shell)).map_err(failed)?;
+    let exec = match wanted {
+        Wanted::Command(exec) => exec,
+        Wanted::Job(start) => &start.exec,
+        Wanted::Terminal(open) => {
+            let program = launcher.terminal_program(open, environment)?;
+            let (pid, terminal) = launcher.launch_terminal(open, &program)?;
+            return Ok(Started::Terminal(pid, terminal));
+        }
+    };
     let program = launcher.program(exec, environment)?;
-    launcher.launch(exec, &program, Pipes::new().map_err(failed)?)
+    Ok(Started::Pipes(launcher.launch(exec, &program, Pipes::new().map_err(failed)?)?))
 }

@@ -13,16 +13,25 @@
 //!  Watch      ► Input::End                    ◄ Watching, Changes*, Done!
 //!  Archive    ►                               ◄ Data*, Done!
 //!  Connect    ► Input::{Data, End}*           ◄ Connected, Data*, End, Done!      (`End` and `Input::End` are half-closes)
+//!  FollowJob  ►                               ◄ (Position, Output*)*, Job!
+//!  AttachTerminal ► Input::{Data, Resize}*    ◄ Terminal, Output*, Exited!     (closing it only detaches)
 //!  the others ►                               ◄ one final reply
 //! ```
 //!
 //! When the agent is ready it also makes one connection to the host's port [`crate::vmm::READY_PORT`], writes one
 //! [`Reply::Hello`] frame and closes it.
 
+mod job;
+
+mod terminal;
+
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
+
+pub use self::job::{FollowJob, JOB_NAME_BYTES_MAX, JOB_OUTPUT_BYTES_MAX, JobAction, JobInfo, StartJob};
+pub use self::terminal::{AttachTerminal, COLUMNS_MAX, OpenTerminal, ROWS_MAX, TerminalInfo, WindowSize};
 
 /// Most bytes of one [`Input::Data`], [`Reply::Output`] or [`Reply::Data`].
 pub const CHUNK_BYTES_MAX: usize = 64 << 10;
@@ -131,6 +140,30 @@ pub enum Request {
         /// Absolute paths. In the archive each is named by its last part, and all of its names begin with it.
         paths: Vec<String>,
     },
+    /// Start a job. Answered by [`Reply::Job`].
+    StartJob(Box<StartJob>),
+    /// All jobs that run and the last ones that ended. Answered by [`Reply::Jobs`].
+    ListJobs,
+    /// Do something with one job. Answered by [`Reply::Job`].
+    Job {
+        /// Its process id.
+        pid: i32,
+        /// What to do.
+        action: JobAction,
+    },
+    /// Read a job's output.
+    FollowJob(FollowJob),
+    /// Open a terminal session.
+    OpenTerminal(Box<OpenTerminal>),
+    /// All sessions, the oldest first. Answered by [`Reply::Terminals`].
+    ListTerminals,
+    /// Hang up a session, and kill its shell if it is still there after five seconds. Answered by [`Reply::Done`].
+    CloseTerminal {
+        /// Which session.
+        session: u64,
+    },
+    /// Look at a session.
+    AttachTerminal(AttachTerminal),
 }
 
 impl Request {
@@ -155,6 +188,14 @@ impl Request {
             Request::SetClock { .. } => "set_clock",
             Request::Watch { .. } => "watch",
             Request::Archive { .. } => "archive",
+            Request::StartJob(_) => "start_job",
+            Request::ListJobs => "list_jobs",
+            Request::Job { .. } => "job",
+            Request::FollowJob(_) => "follow_job",
+            Request::OpenTerminal(_) => "open_terminal",
+            Request::ListTerminals => "list_terminals",
+            Request::CloseTerminal { .. } => "close_terminal",
+            Request::AttachTerminal(_) => "attach_terminal",
         }
     }
 }
@@ -203,6 +244,17 @@ pub enum Command {
     Shell(String),
 }
 
+impl Command {
+    /// As people read it, cut off after so many characters.
+    pub fn text(&self, chars_max: usize) -> String {
+        let whole = match self {
+            Command::Shell(line) => line.clone(),
+            Command::Argv(words) => words.join(" "),
+        };
+        whole.chars().take(chars_max).collect()
+    }
+}
+
 /// What follows a [`Request`] on its connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Input {
@@ -212,6 +264,8 @@ pub enum Input {
     End,
     /// Send this signal number to the command's process group.
     Signal(i32),
+    /// The terminal has this size now.
+    Resize(WindowSize),
 }
 
 /// What the agent answers.
@@ -268,6 +322,20 @@ pub enum Reply {
     },
     /// What happened, in this order; at most [`CHANGES_PER_FRAME_MAX`].
     Changes(Vec<Change>),
+    /// One job.
+    Job(JobInfo),
+    /// Several.
+    Jobs(Vec<JobInfo>),
+    /// The cursor of the output that comes next: the first reply to [`Request::FollowJob`], and again wherever output was
+    /// overwritten before it could be sent.
+    Position {
+        /// As [`FollowJob::from`].
+        at: u64,
+    },
+    /// One terminal session.
+    Terminal(TerminalInfo),
+    /// Several.
+    Terminals(Vec<TerminalInfo>),
 }
 
 impl Reply {
@@ -276,6 +344,8 @@ impl Reply {
         match self {
             Reply::Hello { .. } | Reply::Exited(_) | Reply::Done | Reply::Error { .. } | Reply::Listeners(_) => true,
             Reply::FileInfo(_) => matches!(request, Request::Stat { .. }),
+            Reply::Job(_) | Reply::Jobs(_) | Reply::Terminals(_) => true,
+            Reply::Terminal(_) => !matches!(request, Request::AttachTerminal(_)),
             Reply::Started { .. }
             | Reply::Output { .. }
             | Reply::Data(_)
@@ -283,7 +353,8 @@ impl Reply {
             | Reply::Connected
             | Reply::End
             | Reply::Watching { .. }
-            | Reply::Changes(_) => false,
+            | Reply::Changes(_)
+            | Reply::Position { .. } => false,
         }
     }
 }
@@ -408,4 +479,6 @@ pub enum ErrorKind {
     Io,
     /// Nothing listens on the port, or it took no connection in time.
     Refused,
+    /// A bound is reached; it works once something else ended.
+    Busy,
 }

@@ -46,7 +46,7 @@ impl Engine {
         check_exec(&exec)?;
         let span = tracing::info_span!("exec", sandbox = %id);
         let (agent, active) = self.agent(id, "running a command").await?;
-        let (exec_id, command) = (self.shared.next_exec_id(), event_text(&exec.command));
+        let (exec_id, command) = (self.shared.next_exec_id(), exec.command.text(EVENT_COMMAND_CHARS_MAX));
         let (events, of, begun, ended_id) = (self.shared.events.clone(), id.clone(), Instant::now(), exec_id.clone());
         let on_end = move |exit: Option<Exit>| {
             let duration_ms = exit.map_or_else(|| begun.elapsed().as_millis() as u64, |exit| exit.duration_us / 1000);
@@ -260,14 +260,6 @@ fn exit_code(status: ExitStatus) -> i32 {
         ExitStatus::Signal(signal) => 128 + signal,
         ExitStatus::TimedOut => 124,
     }
-}
-
-fn event_text(command: &Command) -> String {
-    let whole = match command {
-        Command::Shell(line) => line.clone(),
-        Command::Argv(words) => words.join(" "),
-    };
-    whole.chars().take(EVENT_COMMAND_CHARS_MAX).collect()
 }
 
 /// What can be seen to be wrong without asking the guest.

@@ -81,7 +81,17 @@ fn run(transport: &mut Transport, request: &Request, buffer: &mut Vec<u8>) -> Re
         | Request::SetClock { .. }
         | Request::PowerOff
         | Request::Connect { .. }
-        | Request::Listeners => Err(Failure::request(format!("{} is not a file operation", request.name())).into()),
+        | Request::Listeners
+        | Request::StartJob(_)
+        | Request::ListJobs
+        | Request::Job { .. }
+        | Request::FollowJob(_)
+        | Request::OpenTerminal(_)
+        | Request::ListTerminals
+        | Request::CloseTerminal { .. }
+        | Request::AttachTerminal(_) => {
+            Err(Failure::request(format!("{} is not a file operation", request.name())).into())
+        }
     }
 }
 

@@ -43,7 +43,7 @@ pub fn write_file(transport: &mut Transport, path: &str, mode: u32, buffer: &mut
                 }
             }
             Some(Input::End) => break,
-            Some(Input::Signal(_)) => {}
+            Some(Input::Signal(_) | Input::Resize(_)) => {}
         }
     }
     let (temporary, content) = target?;

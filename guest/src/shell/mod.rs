@@ -183,6 +183,7 @@ impl FastShell {
             env: vec![c"PATH=/usr/bin:/bin".to_owned()],
             cwd: c"/".to_owned(),
             identity: None,
+            controls_terminal: false,
         };
         let stdio = Stdio { stdin: null.as_fd(), stdout: theirs.as_fd(), stderr: null.as_fd(), go: None };
         Spawner::default().spawn(&program, stdio).map_err(io::Error::other)?;
