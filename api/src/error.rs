@@ -87,6 +87,25 @@ impl ApiError {
         Self { code: "NO_READY_MACHINE", retry_after_ms: None, ..Self::from(error) }
     }
 
+    /// No such thing below a sandbox.
+    pub fn not_found(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "NOT_FOUND", message)
+    }
+
+    /// A time limit that no command may have (contract, X24).
+    pub fn timeout_too_long(message: impl Into<String>) -> Self {
+        let error = Self::new(StatusCode::UNPROCESSABLE_ENTITY, "TIMEOUT_TOO_LONG", message);
+        error.with_detail("field", "timeout_seconds")
+    }
+
+    /// The same, in the words of the routes that call a sandbox which is not ready `SANDBOX_STARTING` (contract, X24).
+    pub fn starting(mut self) -> Self {
+        if self.code == "SANDBOX_NOT_COMMAND_READY" {
+            self.code = "SANDBOX_STARTING";
+        }
+        self
+    }
+
     /// Adds a fact to `details`.
     pub fn with_detail(mut self, name: &str, value: impl Into<Value>) -> Self {
         self.details.insert(name.to_owned(), value.into());
@@ -220,6 +239,8 @@ fn guest_status_and_code(kind: ErrorKind) -> (StatusCode, &'static str) {
         ErrorKind::NoSpace => (StatusCode::INSUFFICIENT_STORAGE, "DISK_FULL"),
         ErrorKind::Permission => (StatusCode::FORBIDDEN, "PERMISSION_DENIED"),
         ErrorKind::Io => (StatusCode::INTERNAL_SERVER_ERROR, "GUEST_IO_ERROR"),
+        // 409 and not 429: the SDK repeats 429, and nothing ends by itself meanwhile.
+        ErrorKind::Busy => (StatusCode::CONFLICT, "LIMIT_REACHED"),
         ErrorKind::Refused => (StatusCode::BAD_GATEWAY, "PORT_NOT_LISTENING"),
     }
 }

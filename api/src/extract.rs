@@ -169,6 +169,28 @@ impl<S: Send + Sync> FromRequestParts<S> for Part {
     }
 }
 
+/// The `{pid}` of a path, as text.
+pub struct Pid(pub String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Pid {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Infallible> {
+        Ok(Self(path_parameter(parts, state, "pid").await))
+    }
+}
+
+/// The `{session}` of a path: a terminal session's id.
+pub struct SessionRef(pub String);
+
+impl<S: Send + Sync> FromRequestParts<S> for SessionRef {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Infallible> {
+        Ok(Self(path_parameter(parts, state, "session").await))
+    }
+}
+
 async fn path_parameter<S: Send + Sync>(parts: &mut Parts, state: &S, wanted: &str) -> String {
     let params = RawPathParams::from_request_parts(parts, state).await;
     let value = params

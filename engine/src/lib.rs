@@ -73,7 +73,10 @@ use tokio::time::{Instant, timeout_at};
 pub use cove_protocol as protocol;
 use cove_protocol::vmm::{HostProbe, Stats};
 
-pub use agent::{ExecEvent, ExecInput, ExecOutput, Execution, FileChanges, FileStream, GuestStream};
+pub use agent::{
+    ExecEvent, ExecInput, ExecOutput, Execution, FileChanges, FileStream, GuestStream, JobEvent, JobOutput, Terminal,
+    TerminalEvent, TerminalInput, TerminalOutput,
+};
 pub use config::{EngineConfig, EngineLimits, Places};
 pub use console::{Console, ConsolePiece};
 pub use error::{BoxError, Error};

@@ -81,7 +81,7 @@ fn connections_have_a_maximum_and_come_back() {
     let agent = Agent::start();
     let clients: Vec<_> = (0..192).map(|_| agent.connect()).collect();
     let mut more = agent.connect();
-    assert!(more.reply().is_none(), "the 65th is closed");
+    assert!(more.reply().is_none(), "the 193rd is closed");
     drop(clients);
     // The agent learns of the closed ones in the same queue as of the new one.
     assert_eq!(agent.sh("echo again").stdout, "again\n");

@@ -3,6 +3,7 @@
 //! Paths here have no prefix: see [`crate::mount`]. What an `{id}` is, and what no route matches, is decided here.
 
 mod bulk;
+mod commands;
 mod env;
 mod events;
 mod exec;
@@ -15,6 +16,7 @@ mod logs;
 mod metrics;
 mod named;
 mod previews;
+mod processes;
 mod readiness;
 mod run;
 mod sandboxes;
@@ -22,6 +24,7 @@ mod shares;
 mod snapshots;
 mod system;
 mod templates;
+mod terminal;
 mod transfer;
 mod tree;
 mod tunnel;
@@ -64,6 +67,9 @@ pub(crate) fn all() -> OpenApiRouter<Api> {
         .merge(events::routes())
         .routes(routes!(exec::exec_command))
         .routes(routes!(exec::exec_command_stream))
+        .merge(processes::routes())
+        .merge(commands::routes())
+        .merge(terminal::routes())
         .merge(files::routes())
         .merge(tree::routes())
         .merge(exports::routes())

@@ -9,11 +9,13 @@ mod files;
 mod life;
 mod metrics;
 mod preview;
+mod process;
 mod run;
 mod sandbox;
 mod snapshot;
 mod system;
 mod template;
+mod terminal;
 
 pub use changes::{DirMade, Export, ExportBody, ExportFile, FileChange, MakeDirBody, MoveBody, Moved, TreeNode};
 pub use create::CreateBody;
@@ -32,6 +34,10 @@ pub use preview::{
     ExposeBody, ListenerRecord, PreviewBody, PreviewRecord, PreviewTokenBody, PreviewTokenRecord, ShareBody,
     SharePreviewBody, ShareRecord, SharedPreview, UrlInfo,
 };
+pub use process::{
+    COMMAND_SECONDS_MAX, CommandBody, Detached, ProcessBody, ProcessLogs, ProcessRecord, SignalBody, StdinBody,
+    StdinWritten, exit_code,
+};
 pub use run::{RunAnswer, RunBody, RunCommand, RunRecord, RunTimings};
 pub use sandbox::{DestroyedRecord, Readiness, SandboxRecord, WaitOver};
 pub use snapshot::{
@@ -41,6 +47,7 @@ pub use snapshot::{
 };
 pub use system::{Health, HostInfo, Logs, MachineFigures, SystemInfo};
 pub use template::{TemplateList, TemplateRecord};
+pub use terminal::{Control, TerminalBody, TerminalRecord, session_id, session_number};
 
 use cove_engine::SandboxState;
 use serde::Serialize;

@@ -15,7 +15,11 @@ mod files;
 
 mod changes;
 
+mod jobs;
+
 mod ready;
+
+mod terminals;
 
 use std::io;
 use std::path::PathBuf;
@@ -31,7 +35,9 @@ pub use self::changes::FileChanges;
 pub use self::connect::GuestStream;
 pub use self::exec::{ExecEvent, ExecInput, ExecOutput, Execution};
 pub use self::files::FileStream;
+pub use self::jobs::{JobEvent, JobOutput};
 pub(crate) use self::ready::ReadySocket;
+pub use self::terminals::{Terminal, TerminalEvent, TerminalInput, TerminalOutput};
 
 use self::connection::Pool;
 use crate::clock;
@@ -272,6 +278,11 @@ fn unexpected(request: &'static str, reply: &Reply) -> AgentError {
         Reply::Connected => "connected",
         Reply::End => "end",
         Reply::Listeners(_) => "listeners",
+        Reply::Job(_) => "job",
+        Reply::Jobs(_) => "jobs",
+        Reply::Position { .. } => "position",
+        Reply::Terminal(_) => "terminal",
+        Reply::Terminals(_) => "terminals",
     };
     AgentError::Unexpected { request, reply }
 }

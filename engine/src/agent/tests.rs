@@ -392,7 +392,7 @@ async fn a_stream_to_a_port_carries_both_directions_and_their_ends() {
                 match framed.reader.read().await.ok()?? {
                     Input::Data(data) => heard.extend_from_slice(&data),
                     Input::End => break,
-                    Input::Signal(_) => return None,
+                    Input::Signal(_) | Input::Resize(_) => return None,
                 }
             }
             framed.writer.write(&Reply::Data(heard.into())).await.ok()?;

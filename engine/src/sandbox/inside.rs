@@ -228,6 +228,13 @@ impl Engine {
         }
     }
 
+    /// The agent of a sandbox, if it can be asked right now.
+    pub(super) async fn ready_agent(&self, id: &SandboxId) -> Result<Option<Agent>, Error> {
+        let handle = self.handle(id).await?;
+        let state = handle.record.borrow().state;
+        Ok(ready_agent(&handle, state))
+    }
+
     /// The record of a sandbox once it is not being made any more, or after a while.
     pub(crate) async fn wait_made(&self, id: &SandboxId) -> Result<Sandbox, Error> {
         let handle = self.handle(id).await?;
@@ -263,7 +270,7 @@ fn exit_code(status: ExitStatus) -> i32 {
 }
 
 /// What can be seen to be wrong without asking the guest.
-fn check_exec(exec: &Exec) -> Result<(), Error> {
+pub(super) fn check_exec(exec: &Exec) -> Result<(), Error> {
     let words: Vec<&str> = match &exec.command {
         Command::Shell(line) => vec![line],
         Command::Argv(words) => words.iter().map(String::as_str).collect(),
@@ -287,7 +294,7 @@ fn check_exec(exec: &Exec) -> Result<(), Error> {
 }
 
 /// Paths in a guest are absolute and name something Linux can name.
-fn check_path(path: &str) -> Result<(), Error> {
+pub(super) fn check_path(path: &str) -> Result<(), Error> {
     let wrong = |message: String| Err(Error::Guest { kind: guest::ErrorKind::InvalidPath, message });
     if !path.starts_with('/') {
         return wrong(format!("The path '{}' is not absolute", path.escape_debug().take(200).collect::<String>()));

@@ -18,6 +18,8 @@ mod activity;
 
 mod inside;
 
+mod jobs;
+
 mod life;
 
 use std::collections::BTreeMap;
