@@ -287,6 +287,78 @@ export interface paths {
         patch: operations["update_sandbox"];
         trace?: never;
     };
+    "/sandboxes/{id}/commands": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** The background processes, as `GET /sandboxes/{id}/processes`. */
+        get: operations["list_commands"];
+        put?: never;
+        /**
+         * Runs a command and answers at its end, like exec; with `detached` it answers at once with the `pid` of a background
+         *     process.
+         */
+        post: operations["run_command"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/sandboxes/{id}/commands/{pid}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** One background process. */
+        get: operations["get_command"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/sandboxes/{id}/commands/{pid}/kill": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Ends a background process: SIGTERM, and SIGKILL after five seconds. */
+        post: operations["kill_command"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/sandboxes/{id}/commands/{pid}/logs": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** What a background process wrote last. */
+        get: operations["get_command_logs"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/sandboxes/{id}/env": {
         parameters: {
             query?: never;
@@ -890,6 +962,117 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/sandboxes/{id}/processes": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** The processes that were started here and run, and the last ones that ended; oldest first. */
+        get: operations["list_processes"];
+        put?: never;
+        /** Starts a process and answers at once. Its standard input stays open. */
+        post: operations["start_process"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/sandboxes/{id}/processes/{pid}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** One process. */
+        get: operations["get_process"];
+        put?: never;
+        post?: never;
+        /**
+         * Ends a process with its process group: SIGTERM, and SIGKILL after five seconds. Answers when it is over; one that has
+         *     ended is fine.
+         */
+        delete: operations["stop_process"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/sandboxes/{id}/processes/{pid}/logs": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** What a process wrote last. */
+        get: operations["get_process_logs"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/sandboxes/{id}/processes/{pid}/signal": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Sends a signal to a process's group. One that has ended is left alone. */
+        post: operations["signal_process"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/sandboxes/{id}/processes/{pid}/stdin": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Writes to a process's standard input. */
+        post: operations["write_process_stdin"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/sandboxes/{id}/processes/{pid}/stream": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * The output of a process as it comes: frames `stdout` and `stderr` with one line each, `gap` where output was
+         *     overwritten before it was read, and `exit` at the end. Each frame's id is a cursor from which one can go on. The process
+         *     does not wait for its readers.
+         */
+        get: operations["stream_process"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/sandboxes/{id}/readiness": {
         parameters: {
             query?: never;
@@ -1124,6 +1307,78 @@ export interface paths {
         head?: never;
         /** Replaces the tags. */
         patch: operations["set_tags"];
+        trace?: never;
+    };
+    "/sandboxes/{id}/terminal": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** The open sessions, oldest first. */
+        get: operations["list_terminals"];
+        put?: never;
+        /**
+         * Opens a terminal session: a shell on a terminal of its own. It stays when nobody looks at it, until its shell ends; at
+         *     most 16 are open at one time.
+         */
+        post: operations["open_terminal"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/sandboxes/{id}/terminal/stream": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Looks at a terminal session over a WebSocket (RFC 6455).
+         * @description **Server to client**: binary frames with the terminal's output. The first ones draw what there is: up to 1000 lines of
+         *     scrollback, then the screen as it is, colours, cursor and modes included. The header `x-cove-session` of the answer
+         *     names the session.
+         *
+         *     **Client to server**: binary frames are typed bytes. Text frames are typed text, but for
+         *     `{"type":"resize","cols":120,"rows":40}`, which gives the terminal this size. The last size that any client gave counts.
+         *
+         *     **End**: when the shell ends the server closes with code 1000 and the reason `{"exit_code":0}`. Code 1012 means that the
+         *     sandbox was paused or the server stops: the session goes on, look at it again. 1011 is a failure, with its code and
+         *     sentence in the reason. A client that closes leaves the session alone. A refusal comes as an ordinary error answer before
+         *     the WebSocket is there.
+         *
+         *     **Several clients** see the same. Nothing is lost for a slow one: the program in the terminal waits for it. Only when it
+         *     takes nothing for 10 seconds while another client waits does it lose its place; then it gets the screen anew when it
+         *     reads again.
+         */
+        get: operations["stream_terminal"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/sandboxes/{id}/terminal/{session}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /** Closes a session: its shell is hung up (SIGHUP), and killed after five seconds. */
+        delete: operations["close_terminal"];
+        options?: never;
+        head?: never;
+        patch?: never;
         trace?: never;
     };
     "/sandboxes/{id}/tunnel/{part}": {
@@ -1401,6 +1656,43 @@ export interface components {
             /** @description Done, or already so. */
             succeeded: string[];
         };
+        /**
+         * @description A command of X24.
+         * @example {
+         *       "command": "make test",
+         *       "cwd": "app",
+         *       "timeout_seconds": 120
+         *     }
+         */
+        CommandBody: {
+            /** @description A shell line, or a program and its arguments. */
+            command: components["schemas"]["ExecCommand"];
+            /** @description Where it runs; relative to `/workspace`. */
+            cwd?: string | null;
+            /** @description Start it and answer at once, with its `pid`: it is a background process from then on. */
+            detached?: boolean;
+            /** @description Over the sandbox's own environment. */
+            env?: {
+                [key: string]: string;
+            } | null;
+            /** @description Accepted: standard input of a detached command is open anyway, and other commands get `stdin`. */
+            interactive?: boolean;
+            /** @description A name for a detached command. */
+            name?: string | null;
+            /** @description Text for its standard input. */
+            stdin?: string | null;
+            /** @description Run it as root, which is the default; `user` is then not looked at. */
+            sudo?: boolean;
+            /**
+             * Format: double
+             * @description Seconds, at most 600, which is the default. A detached command has no limit unless one is given.
+             */
+            timeout_seconds?: number | null;
+            /** @description Run it on a terminal of 80 columns and 24 rows: `stdout` has all that it writes there. Not with `detached`. */
+            tty?: boolean;
+            /** @description Login name or number. */
+            user?: string | null;
+        };
         /** @description What create takes. Fields that are not listed are accepted and ignored. */
         CreateBody: {
             /** @description No timeout is enforced. */
@@ -1552,6 +1844,25 @@ export interface components {
                 id: string;
                 /** @description `destroyed`. */
                 state: string;
+            };
+        };
+        /** @description The envelope of a single resource, and of every list. */
+        Data_Detached: {
+            /** @description A detached command. */
+            data: {
+                /** @description What runs. */
+                command: string;
+                /** @description As given. */
+                name?: string | null;
+                /**
+                 * Format: int32
+                 * @description Its process id.
+                 */
+                pid: number;
+                /** @description By the sandbox's clock. */
+                started_at?: string | null;
+                /** @description `running`. */
+                status: string;
             };
         };
         /** @description The envelope of a single resource, and of every list. */
@@ -1866,6 +2177,70 @@ export interface components {
             };
         };
         /** @description The envelope of a single resource, and of every list. */
+        Data_ProcessRecord: {
+            /**
+             * @description A background process.
+             * @example {
+             *       "command": "npm run dev",
+             *       "duration_ms": null,
+             *       "exit_code": null,
+             *       "name": "dev-server",
+             *       "output_from": 0,
+             *       "output_to": 1432,
+             *       "pid": 214,
+             *       "signal": null,
+             *       "started_at": "2026-01-02T03:04:05.000000Z",
+             *       "state": "running",
+             *       "status": "running",
+             *       "stdin_open": true
+             *     }
+             */
+            data: {
+                /** @description What runs, cut off after some hundred characters. */
+                command: string;
+                /**
+                 * Format: int64
+                 * @description From its start to its end.
+                 */
+                duration_ms?: number | null;
+                /**
+                 * Format: int32
+                 * @description 128 + the number of the signal that killed it, 124 when its time ran out; `null` while it runs.
+                 */
+                exit_code?: number | null;
+                /** @description For people. */
+                name?: string | null;
+                /**
+                 * Format: int64
+                 * @description The cursor of the first byte of output that is kept.
+                 */
+                output_from: number;
+                /**
+                 * Format: int64
+                 * @description The cursor behind the last byte that it wrote.
+                 */
+                output_to: number;
+                /**
+                 * Format: int32
+                 * @description Its process id in the sandbox, which names it.
+                 */
+                pid: number;
+                /**
+                 * Format: int32
+                 * @description The signal that killed it.
+                 */
+                signal?: number | null;
+                /** @description By the sandbox's clock. */
+                started_at?: string | null;
+                /** @description The same. */
+                state: string;
+                /** @description `running` or `exited`. */
+                status: string;
+                /** @description It can be written to. */
+                stdin_open: boolean;
+            };
+        };
+        /** @description The envelope of a single resource, and of every list. */
         Data_Readiness: {
             /** @description Whether a sandbox is command-ready, and how far each part of it is (contract 8.7). */
             data: {
@@ -2155,6 +2530,21 @@ export interface components {
             };
         };
         /** @description The envelope of a single resource, and of every list. */
+        Data_StdinWritten: {
+            /** @description What was written. */
+            data: {
+                /**
+                 * Format: int32
+                 * @description Which process.
+                 */
+                pid: number;
+                /** @description More can be written. */
+                stdin_open: boolean;
+                /** @description Bytes. */
+                written: number;
+            };
+        };
+        /** @description The envelope of a single resource, and of every list. */
         Data_SystemInfo: {
             /** @description What this server is and grants. */
             data: {
@@ -2227,6 +2617,52 @@ export interface components {
                 /** @description Changes whenever the template's files do. */
                 version: string;
                 workdir: string;
+            };
+        };
+        /** @description The envelope of a single resource, and of every list. */
+        Data_TerminalRecord: {
+            /**
+             * @description A terminal session.
+             * @example {
+             *       "clients": 1,
+             *       "cols": 120,
+             *       "command": "shell",
+             *       "opened_at": "2026-01-02T03:04:05.000000Z",
+             *       "pid": 231,
+             *       "rows": 40,
+             *       "session_id": "term_1",
+             *       "ws_url": "ws://127.0.0.1:7333/api/v1/sandboxes/sbx_7/terminal/stream?session=term_1"
+             *     }
+             */
+            data: {
+                /**
+                 * Format: int32
+                 * @description How many look at it.
+                 */
+                clients: number;
+                /**
+                 * Format: int32
+                 * @description Columns.
+                 */
+                cols: number;
+                /** @description What runs; `shell` for a login shell. */
+                command: string;
+                /** @description By the sandbox's clock. */
+                opened_at?: string | null;
+                /**
+                 * Format: int32
+                 * @description Its shell's process id in the sandbox.
+                 */
+                pid: number;
+                /**
+                 * Format: int32
+                 * @description Rows.
+                 */
+                rows: number;
+                /** @description Names it. */
+                session_id: string;
+                /** @description Where to look at it. */
+                ws_url: string;
             };
         };
         /** @description The envelope of a single resource, and of every list. */
@@ -2467,6 +2903,53 @@ export interface components {
             }[];
         };
         /** @description The envelope of a single resource, and of every list. */
+        Data_Vec_ProcessRecord: {
+            data: {
+                /** @description What runs, cut off after some hundred characters. */
+                command: string;
+                /**
+                 * Format: int64
+                 * @description From its start to its end.
+                 */
+                duration_ms?: number | null;
+                /**
+                 * Format: int32
+                 * @description 128 + the number of the signal that killed it, 124 when its time ran out; `null` while it runs.
+                 */
+                exit_code?: number | null;
+                /** @description For people. */
+                name?: string | null;
+                /**
+                 * Format: int64
+                 * @description The cursor of the first byte of output that is kept.
+                 */
+                output_from: number;
+                /**
+                 * Format: int64
+                 * @description The cursor behind the last byte that it wrote.
+                 */
+                output_to: number;
+                /**
+                 * Format: int32
+                 * @description Its process id in the sandbox, which names it.
+                 */
+                pid: number;
+                /**
+                 * Format: int32
+                 * @description The signal that killed it.
+                 */
+                signal?: number | null;
+                /** @description By the sandbox's clock. */
+                started_at?: string | null;
+                /** @description The same. */
+                state: string;
+                /** @description `running` or `exited`. */
+                status: string;
+                /** @description It can be written to. */
+                stdin_open: boolean;
+            }[];
+        };
+        /** @description The envelope of a single resource, and of every list. */
         Data_Vec_SandboxRecord: {
             data: {
                 always_on: boolean;
@@ -2641,6 +3124,39 @@ export interface components {
             }[];
         };
         /** @description The envelope of a single resource, and of every list. */
+        Data_Vec_TerminalRecord: {
+            data: {
+                /**
+                 * Format: int32
+                 * @description How many look at it.
+                 */
+                clients: number;
+                /**
+                 * Format: int32
+                 * @description Columns.
+                 */
+                cols: number;
+                /** @description What runs; `shell` for a login shell. */
+                command: string;
+                /** @description By the sandbox's clock. */
+                opened_at?: string | null;
+                /**
+                 * Format: int32
+                 * @description Its shell's process id in the sandbox.
+                 */
+                pid: number;
+                /**
+                 * Format: int32
+                 * @description Rows.
+                 */
+                rows: number;
+                /** @description Names it. */
+                session_id: string;
+                /** @description Where to look at it. */
+                ws_url: string;
+            }[];
+        };
+        /** @description The envelope of a single resource, and of every list. */
         Data_WriteMany: {
             /** @description What became of several files. */
             data: {
@@ -2713,6 +3229,22 @@ export interface components {
             id: string;
             /** @description `destroyed`. */
             state: string;
+        };
+        /** @description A detached command. */
+        Detached: {
+            /** @description What runs. */
+            command: string;
+            /** @description As given. */
+            name?: string | null;
+            /**
+             * Format: int32
+             * @description Its process id.
+             */
+            pid: number;
+            /** @description By the sandbox's clock. */
+            started_at?: string | null;
+            /** @description `running`. */
+            status: string;
         };
         /** @description One device. */
         DeviceFigures: {
@@ -3573,6 +4105,115 @@ export interface components {
             /** @description A preview's URL with the token. */
             url: string;
         };
+        /**
+         * @description A process to start.
+         * @example {
+         *       "command": "npm run dev",
+         *       "env": {
+         *         "PORT": "3000"
+         *       },
+         *       "name": "dev-server"
+         *     }
+         */
+        ProcessBody: {
+            /** @description A shell line, or a program and its arguments. */
+            command: components["schemas"]["ExecCommand"];
+            /** @description Where it runs; `/workspace` when absent. `working_dir` means the same. */
+            cwd?: string | null;
+            /** @description Over the sandbox's own environment. */
+            env?: {
+                [key: string]: string;
+            } | null;
+            /** @description For people. */
+            name?: string | null;
+            /**
+             * Format: double
+             * @description Seconds, after which it is killed; no limit when absent or 0. `timeout_sec` means the same.
+             */
+            timeout?: number | null;
+            /** @description Login name or number; root when absent. */
+            user?: string | null;
+        };
+        /**
+         * @description The output of a background process.
+         * @example {
+         *       "cursor": 1432,
+         *       "data": "ready on port 3000\n",
+         *       "gap": false
+         *     }
+         */
+        ProcessLogs: {
+            /**
+             * Format: int64
+             * @description Where to go on reading: `?cursor=`.
+             */
+            cursor: number;
+            /** @description Both streams as text, in the order they were written; bytes that are not UTF-8 are U+FFFD. */
+            data: string;
+            /** @description Output between the cursor that was asked for and `data` is not kept any more. */
+            gap: boolean;
+        };
+        /**
+         * @description A background process.
+         * @example {
+         *       "command": "npm run dev",
+         *       "duration_ms": null,
+         *       "exit_code": null,
+         *       "name": "dev-server",
+         *       "output_from": 0,
+         *       "output_to": 1432,
+         *       "pid": 214,
+         *       "signal": null,
+         *       "started_at": "2026-01-02T03:04:05.000000Z",
+         *       "state": "running",
+         *       "status": "running",
+         *       "stdin_open": true
+         *     }
+         */
+        ProcessRecord: {
+            /** @description What runs, cut off after some hundred characters. */
+            command: string;
+            /**
+             * Format: int64
+             * @description From its start to its end.
+             */
+            duration_ms?: number | null;
+            /**
+             * Format: int32
+             * @description 128 + the number of the signal that killed it, 124 when its time ran out; `null` while it runs.
+             */
+            exit_code?: number | null;
+            /** @description For people. */
+            name?: string | null;
+            /**
+             * Format: int64
+             * @description The cursor of the first byte of output that is kept.
+             */
+            output_from: number;
+            /**
+             * Format: int64
+             * @description The cursor behind the last byte that it wrote.
+             */
+            output_to: number;
+            /**
+             * Format: int32
+             * @description Its process id in the sandbox, which names it.
+             */
+            pid: number;
+            /**
+             * Format: int32
+             * @description The signal that killed it.
+             */
+            signal?: number | null;
+            /** @description By the sandbox's clock. */
+            started_at?: string | null;
+            /** @description The same. */
+            state: string;
+            /** @description `running` or `exited`. */
+            status: string;
+            /** @description It can be written to. */
+            stdin_open: boolean;
+        };
         /** @description Whether a sandbox is command-ready, and how far each part of it is (contract 8.7). */
         Readiness: {
             /** @description Each component: `ready` or `pending`. */
@@ -4015,6 +4656,16 @@ export interface components {
             share_token_prefix: string;
         };
         /**
+         * @description A signal to send.
+         * @example {
+         *       "signal": "SIGINT"
+         *     }
+         */
+        SignalBody: {
+            /** @description A name, such as `SIGKILL` or `KILL`, or a number; SIGTERM when absent. */
+            signal?: string | null;
+        };
+        /**
          * @description What a new snapshot may be told.
          * @example {
          *       "comment": "before the upgrade"
@@ -4177,6 +4828,32 @@ export interface components {
             /** @description Live sandboxes; deleting the snapshot does not harm them. */
             dependents: components["schemas"]["Dependent"][];
         };
+        /**
+         * @description What is written to a process.
+         * @example {
+         *       "data": "yes\n"
+         *     }
+         */
+        StdinBody: {
+            /** @description Text; at most 256 KiB at once. */
+            data?: string | null;
+            /** @description The same for bytes that are not text. */
+            data_base64?: string | null;
+            /** @description Close standard input afterwards. */
+            end?: boolean;
+        };
+        /** @description What was written. */
+        StdinWritten: {
+            /**
+             * Format: int32
+             * @description Which process.
+             */
+            pid: number;
+            /** @description More can be written. */
+            stdin_open: boolean;
+            /** @description Bytes. */
+            written: number;
+        };
         /** @description What this server is and grants. */
         SystemInfo: {
             /** @description What the host can do. */
@@ -4251,6 +4928,77 @@ export interface components {
             /** @description Changes whenever the template's files do. */
             version: string;
             workdir: string;
+        };
+        /**
+         * @description A session to open.
+         * @example {
+         *       "cols": 120,
+         *       "rows": 40
+         *     }
+         */
+        TerminalBody: {
+            /**
+             * Format: int32
+             * @description Columns, 1 to 500; 80 when absent.
+             */
+            cols?: number | null;
+            /** @description Where it starts; `/workspace` when absent. `working_dir` means the same. */
+            cwd?: string | null;
+            /** @description Over the sandbox's own environment, and `TERM=xterm-256color`. */
+            env?: {
+                [key: string]: string;
+            } | null;
+            /**
+             * Format: int32
+             * @description Rows, 1 to 200; 24 when absent.
+             */
+            rows?: number | null;
+            shell?: null | components["schemas"]["ExecCommand"];
+            /** @description Login name or number; root when absent. */
+            user?: string | null;
+        };
+        /**
+         * @description A terminal session.
+         * @example {
+         *       "clients": 1,
+         *       "cols": 120,
+         *       "command": "shell",
+         *       "opened_at": "2026-01-02T03:04:05.000000Z",
+         *       "pid": 231,
+         *       "rows": 40,
+         *       "session_id": "term_1",
+         *       "ws_url": "ws://127.0.0.1:7333/api/v1/sandboxes/sbx_7/terminal/stream?session=term_1"
+         *     }
+         */
+        TerminalRecord: {
+            /**
+             * Format: int32
+             * @description How many look at it.
+             */
+            clients: number;
+            /**
+             * Format: int32
+             * @description Columns.
+             */
+            cols: number;
+            /** @description What runs; `shell` for a login shell. */
+            command: string;
+            /** @description By the sandbox's clock. */
+            opened_at?: string | null;
+            /**
+             * Format: int32
+             * @description Its shell's process id in the sandbox.
+             */
+            pid: number;
+            /**
+             * Format: int32
+             * @description Rows.
+             */
+            rows: number;
+            /** @description Names it. */
+            session_id: string;
+            /** @description Where to look at it. */
+            ws_url: string;
         };
         /**
          * @description In place of the token, once, in the query of a stream.
@@ -5202,6 +5950,176 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["Data_SandboxRecord"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    list_commands: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_Vec_ProcessRecord"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    run_command: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["CommandBody"];
+            };
+        };
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ExecData"];
+                };
+            };
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_Detached"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    get_command: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+                pid: number;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_ProcessRecord"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    kill_command: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+                pid: number;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_ProcessRecord"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    get_command_logs: {
+        parameters: {
+            query?: {
+                /** @description The newest lines: 200 when neither this nor `cursor` is given, at most 100000. */
+                tail?: string;
+                /** @description All that is kept from this cursor on: what an earlier answer gave. */
+                cursor?: string;
+            };
+            header?: never;
+            path: {
+                id: string;
+                pid: number;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ProcessLogs"];
                 };
             };
             /** @description Refused or failed; `error.code` says why */
@@ -6665,6 +7583,273 @@ export interface operations {
             };
         };
     };
+    list_processes: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_Vec_ProcessRecord"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    start_process: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ProcessBody"];
+            };
+        };
+        responses: {
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_ProcessRecord"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    get_process: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+                pid: number;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_ProcessRecord"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    stop_process: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+                pid: number;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    get_process_logs: {
+        parameters: {
+            query?: {
+                /** @description The newest lines: 200 when neither this nor `cursor` is given, at most 100000. */
+                tail?: string;
+                /** @description All that is kept from this cursor on: what an earlier answer gave. */
+                cursor?: string;
+            };
+            header?: never;
+            path: {
+                id: string;
+                pid: number;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ProcessLogs"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    signal_process: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+                pid: number;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["SignalBody"];
+            };
+        };
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_ProcessRecord"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    write_process_stdin: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+                pid: number;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["StdinBody"];
+            };
+        };
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_StdinWritten"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    stream_process: {
+        parameters: {
+            query?: {
+                /** @description Begin at this cursor; at the first byte that is kept when absent. The header `Last-Event-ID` says the same. */
+                cursor?: string;
+                /** @description In place of the token: see `POST /sse/ticket`. */
+                ticket?: string;
+            };
+            header?: never;
+            path: {
+                id: string;
+                pid: number;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Frames such as `{"stream": "stdout", "line": "ready"}`, `{"event": "gap", "from": 10, "to": 4096}`, `{"event": "exit", "exit_code": 0, "duration_ms": 12}` */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "text/event-stream": string;
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
     get_readiness: {
         parameters: {
             query?: never;
@@ -7173,6 +8358,137 @@ export interface operations {
                 content: {
                     "application/json": components["schemas"]["Data_Tags"];
                 };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    list_terminals: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_Vec_TerminalRecord"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    open_terminal: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["TerminalBody"];
+            };
+        };
+        responses: {
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_TerminalRecord"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    stream_terminal: {
+        parameters: {
+            query?: {
+                /** @description Which session. When absent: the one opened last, or a new one when there is none. */
+                session?: string;
+                /** @description Columns of the client's terminal, which the session gets; with `rows`. */
+                cols?: string;
+                /** @description Rows of the client's terminal. */
+                rows?: string;
+                /** @description In place of the token: see `POST /sse/ticket`. */
+                ticket?: string;
+            };
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The WebSocket */
+            101: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    close_terminal: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+                session: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description Refused or failed; `error.code` says why */
             default: {
