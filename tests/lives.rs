@@ -238,6 +238,7 @@ fn cycles(shared: &Shared) -> Result<()> {
         }
         round(&sandbox, 0)?;
         let before = held(host.server_pid()?)?;
+        let vmm_before = held(host.vmm_pid(&sandbox.id)?)?;
         for number in 0..full(200, 4) {
             sandbox.post("/pause", &json!({}))?;
             round(&sandbox, number)?;
@@ -251,11 +252,25 @@ fn cycles(shared: &Shared) -> Result<()> {
             let deleted = host.api().delete(&sandbox.path(&format!("/snapshots/{id}")))?;
             ensure!(deleted.status == 204, "{}", deleted.status);
         }
+        // Each of those gave the machine a new process; these do not.
+        let vmm = host.vmm_pid(&sandbox.id)?;
+        for number in 0..full(20, 2) {
+            let snapshot = sandbox.post("/snapshots", &json!({}))?;
+            round(&sandbox, number)?;
+            let id = snapshot["id"].as_str().context("no id")?;
+            let deleted = host.api().delete(&sandbox.path(&format!("/snapshots/{id}")))?;
+            ensure!(deleted.status == 204, "{}", deleted.status);
+        }
+        ensure!(host.vmm_pid(&sandbox.id)? == vmm, "a snapshot changed the process");
         round(&sandbox, 0)?;
-        let after = held(host.server_pid()?)?;
+        let (after, vmm_after) = (held(host.server_pid()?)?, held(vmm)?);
         eprintln!("server before {before:?}, after {after:?} (descriptors, threads, KiB resident)");
+        eprintln!("vmm before {vmm_before:?}, after {vmm_after:?}, with the guest's memory");
         ensure!(after.0 <= before.0 + 4 && after.1 <= before.1 + 4, "grown from {before:?} to {after:?}");
         ensure!(after.2 <= before.2 + (16 << 10), "grown from {before:?} to {after:?}");
+        // A descriptor for each layer of its disk, and those of the guest's streams.
+        ensure!(vmm_after.0 <= vmm_before.0 + full(20, 2) + 6, "grown from {vmm_before:?} to {vmm_after:?}");
+        ensure!(vmm_after.1 == vmm_before.1, "grown from {vmm_before:?} to {vmm_after:?}");
         ensure!(host.machines().len() == 1, "{:?}", host.machines());
         sandbox.destroy()
     })
