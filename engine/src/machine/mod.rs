@@ -202,7 +202,7 @@ impl Machine {
         self.or_ended(async { Control::connect(&self.control).await?.tell("resume", &Request::Resume).await }).await
     }
 
-    /// Lets all other processes of the host go first, for the rest of its life.
+    /// Lets the host's other processes go first, for the rest of its life.
     pub(crate) fn yield_to_others(&self) {
         self.process.yield_to_others();
     }

@@ -28,8 +28,9 @@ const CONTROL_FLAG: &str = "--control";
 /// Variables that a vmm may see of the server's environment.
 const VARIABLES_PASSED: [&str; 3] = ["RUST_LOG", "RUST_BACKTRACE", "COVE_LOG"];
 
-/// The nice value of what may take time only when nobody else wants it (setpriority(2)).
-const LOWEST_PRIORITY: i32 = 19;
+/// The nice value of a machine that nobody waits for (setpriority(2)): a tenth of what another process gets, where both
+/// want the same processor. With less it would never be done on a busy host.
+const YIELDING: i32 = 10;
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,12 +139,12 @@ impl Process {
         self.end.borrow().is_some()
     }
 
-    /// Lets every other process of the host go first, from now on and for good. Its group is its own, so this reaches all
+    /// Lets the host's other processes go first, from now on and for good. Its group is its own, so this reaches all
     /// of its threads and nothing else.
     pub(crate) fn yield_to_others(&self) {
         // Without a number the kernel would take the caller's own group.
         let Some(group) = i32::try_from(self.identity.pid).ok().and_then(Pid::from_raw) else { return };
-        if let Err(errno) = setpriority_pgrp(Some(group), LOWEST_PRIORITY) {
+        if let Err(errno) = setpriority_pgrp(Some(group), YIELDING) {
             tracing::warn!(pid = self.identity.pid, %errno, "a vmm process keeps its priority");
         }
     }

@@ -21,6 +21,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
+use self::build::Pace;
 use self::pool::Pool;
 use crate::config::Config;
 use crate::db::{Db, Step, TemplateVersion, WarmRow};
@@ -251,7 +252,7 @@ impl Ticket {
         if self.captured {
             let shared = Arc::clone(shared);
             shared.tasks.clone().spawn(async move {
-                if let Err(error) = build::prepare(&shared, &self).await {
+                if let Err(error) = build::prepare(&shared, &self, Pace::Yielding).await {
                     tracing::warn!(error = &error as &dyn std::error::Error, "a warm template was not prepared");
                 }
             });
@@ -280,7 +281,7 @@ pub(crate) async fn ensure(shared: &Arc<Shared>, kind: Kind) -> Result<(), Error
             return Ok(());
         }
         if let Some(ticket) = ticket(shared, kind.clone()) {
-            return build::prepare(shared, &ticket).await;
+            return build::prepare(shared, &ticket, Pace::Awaited).await;
         }
         let making = shared.warm.making().get(&kind.key).cloned();
         if let Some(mut making) = making {

@@ -22,8 +22,17 @@ const PREPARE_DEADLINE: Duration = Duration::from_secs(1800);
 /// How long it may take to write its dirty pages.
 const SYNC_DEADLINE: Duration = Duration::from_secs(120);
 
+/// For whom a machine is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pace {
+    /// Someone waits for it.
+    Awaited,
+    /// Nobody yet: what runs in sandboxes goes first.
+    Yielding,
+}
+
 /// Makes the prepared machine of a ticket's kind: from the one captured after its boot, or from a boot.
-pub(super) async fn prepare(shared: &Arc<Shared>, ticket: &Ticket) -> Result<(), Error> {
+pub(super) async fn prepare(shared: &Arc<Shared>, ticket: &Ticket, pace: Pace) -> Result<(), Error> {
     let _one_at_a_time = tokio::select! {
         one = shared.warm.one.lock() => one,
         () = shared.stopping.cancelled() => return Err(Error::ShuttingDown),
@@ -34,7 +43,7 @@ pub(super) async fn prepare(shared: &Arc<Shared>, ticket: &Ticket) -> Result<(),
     let mut made = Made::default();
     let mut top = None;
     let result = tokio::select! {
-        result = scratch(shared, ticket, &id, &mut top, &mut made) => result,
+        result = scratch(shared, ticket, pace, &id, &mut top, &mut made) => result,
         () = shared.stopping.cancelled() => Err(Error::ShuttingDown),
     };
     clean_up(shared, &id, made, top.filter(|_| result.is_err())).await;
@@ -56,6 +65,7 @@ pub(super) async fn quiet(shared: &Shared) -> Result<(), Error> {
 async fn scratch(
     shared: &Shared,
     ticket: &Ticket,
+    pace: Pace,
     id: &SandboxId,
     made_top: &mut Option<Layer>,
     made: &mut Made,
@@ -83,8 +93,10 @@ async fn scratch(
         None => start::boot(shared, &tools, &plan, &|_| {}, made).await.map_err(failed)?,
     };
     let Some(machine) = made.machine.clone() else { return Err(Error::ShuttingDown) };
-    // Commands run in sandboxes meanwhile; only starts make it stand still.
-    machine.yield_to_others();
+    if pace == Pace::Yielding {
+        // Commands run in sandboxes meanwhile; only starts make it stand still.
+        machine.yield_to_others();
+    }
     let agent = Agent::alone(shared.config.paths.vsock_socket(id), id.clone());
     while_quiet(shared, &machine, agent.prepare(PREPARE_DEADLINE)).await?;
     while_quiet(shared, &machine, agent.sync(SYNC_DEADLINE)).await?;
