@@ -27,7 +27,7 @@ fn is_open(path: &str) -> bool {
     path == "/healthz" || is_page(path)
 }
 
-/// Middleware: lets a request through, or answers 421, 403 or 401.
+/// Middleware: lets a request through, or answers 421, 403, 401 or 429.
 pub async fn guard(State(api): State<Api>, request: Request, next: Next) -> Response {
     if let Err(error) = check_host(&api, request.headers(), request.uri().authority().map(|name| name.as_str())) {
         return error.into_response();
@@ -39,20 +39,29 @@ pub async fn guard(State(api): State<Api>, request: Request, next: Next) -> Resp
     let preflight = request.method() == Method::OPTIONS
         && origin.is_some()
         && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
-    let mut response = if preflight {
-        StatusCode::NO_CONTENT.into_response()
-    } else if is_open(request.uri().path())
-        || has_token(request.headers(), &api.config.token)
-        || has_ticket(&api, &request)
-    {
-        next.run(request).await
-    } else {
-        missing_token(request.headers()).into_response()
+    let admitted = if preflight { Ok(()) } else { admit(&api, &request) };
+    let mut response = match admitted {
+        Ok(()) if preflight => StatusCode::NO_CONTENT.into_response(),
+        Ok(()) => next.run(request).await,
+        Err(error) => error.into_response(),
     };
     if let Some(origin) = origin {
         add_cors_headers(response.headers_mut(), origin, preflight);
     }
     response
+}
+
+/// Token or ticket, and not too often.
+fn admit(api: &Api, request: &Request) -> Result<(), ApiError> {
+    let path = request.uri().path();
+    if is_open(path) {
+        return Ok(());
+    }
+    if has_token(request.headers(), &api.config.token) || has_ticket(api, request) {
+        return api.rates.count_caller(request.method(), path);
+    }
+    api.rates.count_stranger()?;
+    Err(missing_token(request.headers()))
 }
 
 fn check_host(api: &Api, headers: &HeaderMap, authority: Option<&str>) -> Result<(), ApiError> {

@@ -3,8 +3,11 @@
 //! Made by `cove serve` and by the desktop window, once the port is known.
 
 use std::fmt;
+use std::num::NonZeroU32;
 
 use tokio_util::sync::CancellationToken;
+
+use crate::limits::RATE_DEFAULT;
 
 /// Origins of our own windows; a page from anywhere else is refused.
 const WINDOW_ORIGINS: [&str; 2] = ["tauri://localhost", "cove://app.shell"];
@@ -25,6 +28,8 @@ pub struct ApiConfig {
     pub alias_port: Option<u16>,
     /// Origins whose pages may call, besides the server's own.
     pub origins: Vec<String>,
+    /// Requests a second of who has the token, a few seconds' worth at once; `None` for no limit.
+    pub rate_per_second: Option<NonZeroU32>,
     /// Cancelled when the server is to stop: streams end, and [`crate::serve`] returns.
     pub stopping: CancellationToken,
 }
@@ -37,6 +42,7 @@ impl ApiConfig {
             port,
             alias_port: None,
             origins: WINDOW_ORIGINS.map(str::to_owned).to_vec(),
+            rate_per_second: Some(RATE_DEFAULT),
             stopping: CancellationToken::new(),
         }
     }

@@ -106,6 +106,13 @@ impl ApiError {
         self
     }
 
+    /// More requests than the limit allows; the next is welcome in so many milliseconds.
+    pub fn too_many_requests(retry_after_ms: u64) -> Self {
+        let message = format!("Too many requests; the next is welcome in {retry_after_ms} ms");
+        let error = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded", message);
+        Self { retry_after_ms: Some(retry_after_ms), ..error }
+    }
+
     /// Adds a fact to `details`.
     pub fn with_detail(mut self, name: &str, value: impl Into<Value>) -> Self {
         self.details.insert(name.to_owned(), value.into());

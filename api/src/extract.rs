@@ -5,6 +5,7 @@
 //! that way. Unknown fields are accepted, since the SDK and its documents know more fields than any server.
 
 use std::convert::Infallible;
+use std::time::Duration;
 
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{FromRequest, FromRequestParts, RawPathParams, Request};
@@ -12,8 +13,10 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use bytes::Bytes;
 use futures_util::StreamExt;
+use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use tokio::time::{Instant, timeout_at};
 
 use crate::error::ApiError;
 
@@ -25,6 +28,12 @@ pub const FILES_BODY_BYTES_MAX: usize = 384 << 20;
 
 /// How much of a refused body is read and thrown away, so that the client gets to see the answer.
 const DRAIN_BYTES_MAX: usize = 1 << 30;
+
+/// The longest silence inside a body.
+pub const CHUNK_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a JSON body may take in all. Files that are sent as they are have no such limit.
+const BODY_DEADLINE: Duration = Duration::from_secs(600);
 
 /// The bytes of a JSON body, not yet parsed; `{}` when there is none.
 pub struct JsonBytes<const BYTES_MAX: usize = BODY_BYTES_MAX>(pub Bytes);
@@ -73,7 +82,14 @@ async fn read_body(request: Request, bytes_max: usize) -> Result<Bytes, ApiError
     // The pages of a reserve are not there until they are written, so a false length costs nothing.
     let mut body = Vec::with_capacity(length.unwrap_or(0usize).min(bytes_max));
     let mut dropped = 0;
-    while let Some(chunk) = stream.next().await {
+    let deadline = Instant::now() + BODY_DEADLINE;
+    loop {
+        let by = deadline.min(Instant::now() + CHUNK_TIMEOUT);
+        let Ok(chunk) = timeout_at(by, stream.next()).await else {
+            let message = "The body came too slowly: a part of it every 30 s, and all of it within 10 minutes";
+            return Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "REQUEST_TIMEOUT", message));
+        };
+        let Some(chunk) = chunk else { break };
         let chunk = chunk.map_err(|error| {
             ApiError::new(StatusCode::BAD_REQUEST, "BODY_INCOMPLETE", format!("The body broke off: {error}"))
         })?;
@@ -206,6 +222,11 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        // What is not UTF-8 would be replaced below, and name something else.
+        if percent_decode_str(parts.uri.query().unwrap_or_default()).decode_utf8().is_err() {
+            let message = "The query is not UTF-8 after percent-decoding";
+            return Err(ApiError::new(StatusCode::BAD_REQUEST, "VALIDATION_ERROR", message));
+        }
         let query = axum::extract::Query::from_request_parts(parts, state).await;
         let axum::extract::Query(value) = query.map_err(|error: QueryRejection| {
             ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "VALIDATION_ERROR", error.body_text())

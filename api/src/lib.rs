@@ -1,7 +1,7 @@
 //! The REST API: translate, check, delegate. One [`router`] for the window, the browser, the CLI and the SDK.
 //!
 //! ```text
-//! trace (id, log line, panic) ─► mount (the four prefixes) ─► guard (Host, Origin, token) ─► routes ─► Engine
+//! trace (id, log line, panic) ─► limits (head) ─► mount (the four prefixes) ─► guard (Host, Origin, token, rate) ─► routes ─► Engine
 //! ```
 //!
 //! `cove serve` and the desktop window make an [`ApiConfig`], a router, and [`serve`] it. The engine knows no HTTP; what
@@ -17,6 +17,7 @@ mod error;
 mod extract;
 mod heartbeat;
 mod idempotency;
+mod limits;
 mod lines;
 mod mount;
 mod openapi;
@@ -36,9 +37,11 @@ use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state, map_request};
 use cove_engine::Engine;
 
+use limits::Rates;
 use tickets::Tickets;
 
 pub use config::{ApiConfig, base_url};
+pub use limits::RATE_DEFAULT;
 pub use openapi::openapi_json;
 pub use preview::{alias_listener, serve_previews};
 pub use serve::serve;
@@ -49,11 +52,13 @@ pub(crate) struct Api {
     pub engine: Engine,
     pub config: Arc<ApiConfig>,
     pub tickets: Arc<Tickets>,
+    pub rates: Arc<Rates>,
 }
 
 /// The whole API, mounted at `/api/v1` and its aliases.
 pub fn router(engine: Engine, config: ApiConfig) -> Router {
-    let api = Api { engine, config: Arc::new(config), tickets: Arc::default() };
+    let rates = Arc::new(Rates::new(config.rate_per_second));
+    let api = Api { engine, config: Arc::new(config), tickets: Arc::default(), rates };
     let (routes, _) = routes::all().split_for_parts();
     let routes = routes
         .merge(page::routes())
@@ -65,5 +70,6 @@ pub fn router(engine: Engine, config: ApiConfig) -> Router {
         .fallback_service(routes)
         .layer(from_fn_with_state(api, auth::guard))
         .layer(map_request(mount::strip_prefix))
+        .layer(from_fn(limits::check_head))
         .layer(from_fn(trace::trace))
 }

@@ -24,6 +24,11 @@ pub struct TestServer {
 
 impl TestServer {
     pub async fn start() -> Self {
+        Self::start_with(|_| {}).await
+    }
+
+    /// With other settings than usual.
+    pub async fn start_with(change: impl FnOnce(&mut ApiConfig)) -> Self {
         let data = tempfile::tempdir().unwrap();
         let config = EngineConfig {
             data_dir: Some(data.path().join("data")),
@@ -35,7 +40,8 @@ impl TestServer {
         let engine = Engine::start(config).await.unwrap();
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let config = ApiConfig::new(TOKEN, port);
+        let mut config = ApiConfig::new(TOKEN, port);
+        change(&mut config);
         let stopping = config.stopping.clone();
         let router = cove_api::router(engine.clone(), config);
         let serving = tokio::spawn(cove_api::serve(listener, router, stopping.clone()));

@@ -6,6 +6,8 @@ mod harness;
 
 mod access;
 mod bodies;
+mod events;
+mod hostile;
 mod idempotency;
 mod openapi;
 mod routing;

@@ -7,6 +7,7 @@ mod log;
 
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -23,6 +24,9 @@ pub const PORT_DEFAULT: u16 = 7333;
 
 /// Where aliases of previews are served when nothing else is said.
 const ALIAS_PORT_DEFAULT: u16 = 7334;
+
+/// Requests a second when nothing else is said.
+const RATE_DEFAULT: u32 = cove_api::RATE_DEFAULT.get();
 
 /// Most machines that wait.
 const WARM_MAX: usize = 64;
@@ -44,6 +48,9 @@ pub struct Args {
     /// memory
     #[arg(long, value_name = "COUNT", default_value_t = 0, env = "COVE_WARM", value_parser = warm_count)]
     warm: usize,
+    /// Requests a second that are answered, five seconds' worth at once; 0 for no limit
+    #[arg(long, value_name = "COUNT", default_value_t = RATE_DEFAULT, env = "COVE_RATE_LIMIT")]
+    rate_limit: u32,
     /// How log lines are written to standard error; COVE_LOG says which (such as `debug` or `info,cove_engine=trace`)
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
@@ -83,6 +90,7 @@ pub async fn run(args: Args, connection: &ConnectionArgs) -> Result<u8> {
     announce(port, &data_dir.join(token::FILE_NAME), &token);
 
     let mut api = ApiConfig::new(token, port);
+    api.rate_per_second = NonZeroU32::new(args.rate_limit);
     let stopping = api.stopping.clone();
     // Previews have addresses of their own; without a port for aliases they work as well.
     let alias = cove_api::alias_listener(args.preview_port).await.ok();

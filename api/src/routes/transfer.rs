@@ -16,6 +16,7 @@ use cove_engine::{BoxError, FileStream, SandboxId};
 use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
+use tokio::time::timeout;
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -24,7 +25,7 @@ use super::files::checked_path;
 use super::sandbox_id;
 use crate::Api;
 use crate::error::ApiError;
-use crate::extract::{Id, Query};
+use crate::extract::{CHUNK_TIMEOUT, Id, Query};
 use crate::types::{Data, Removed, Written};
 
 /// Files up to this size are answered in one piece.
@@ -187,9 +188,21 @@ pub async fn upload_file(
 ) -> Result<Json<Data<Written>>, ApiError> {
     let id = sandbox_id(&id)?;
     let mode = query.mode.as_deref().map_or(Ok(FILE_MODE), mode)?;
-    let content = body.into_data_stream().map_err(BoxError::from);
+    let content = patient(body.into_data_stream().map_err(BoxError::from));
     let size = api.engine.write_file(&id, checked_path(&path)?, mode, content).await?;
     Ok(Json(Data { data: Written { path, size } }))
+}
+
+/// The content, as long as it keeps coming.
+fn patient(
+    content: impl Stream<Item = Result<Bytes, BoxError>> + Send + 'static,
+) -> impl Stream<Item = Result<Bytes, BoxError>> + Send + 'static {
+    stream::try_unfold(Box::pin(content), |mut content| async move {
+        match timeout(CHUNK_TIMEOUT, content.try_next()).await {
+            Ok(chunk) => Ok(chunk?.map(|chunk| (chunk, content))),
+            Err(_) => Err(format!("Nothing of the body came for {} s", CHUNK_TIMEOUT.as_secs()).into()),
+        }
+    })
 }
 
 fn mode(text: &str) -> Result<u32, ApiError> {
