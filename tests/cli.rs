@@ -1,7 +1,7 @@
 //! Each subcommand once, as a user types it.
 
 use std::fs;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Output, Stdio};
 use std::sync::Arc;
@@ -21,6 +21,7 @@ pub fn tests(shared: &Arc<Shared>) -> Vec<Trial> {
         parallel(shared, "cli::ls_shows_and_filters", ls),
         parallel(shared, "cli::cp_copies_both_ways", cp),
         parallel(shared, "cli::logs_show_the_console", logs),
+        parallel(shared, "cli::observing_events_figures_and_environment", observing),
         parallel(shared, "cli::run_makes_and_removes_a_sandbox", run),
         parallel(shared, "cli::a_sandbox_is_led_through_its_life", life),
         parallel(shared, "cli::rm_destroys", rm),
@@ -146,6 +147,30 @@ fn logs(shared: &Shared) -> Result<()> {
     let all = good(shared, &["logs", &sandbox.id])?;
     ensure!(all.lines().map(str::trim_end).collect::<Vec<_>>().ends_with(&["one", "two"]), "the console is {all:?}");
     ensure!(good(shared, &["logs", "-n", "1", &sandbox.id])?.trim() == "two");
+    Ok(())
+}
+
+fn observing(shared: &Shared) -> Result<()> {
+    let sandbox = shared.sandbox()?;
+    let id = sandbox.id.as_str();
+    ensure!(good(shared, &["env", id, "CLI_TEST=a b"])?.contains("CLI_TEST=a b\n"));
+    ensure!(!good(shared, &["env", id, "--unset", "CLI_TEST"])?.contains("CLI_TEST"));
+    let table = good(shared, &["top", "--once"])?;
+    ensure!(table.contains("CPU %") && table.lines().any(|line| line.starts_with(id)), "{table}");
+
+    let words = ["events", id, "--types", "sandbox.exec.*", "--json"];
+    let mut child = shared.host()?.cove(&words).stdout(Stdio::piped()).spawn()?;
+    let lines = BufReader::new(child.stdout.take().context("no stdout")?).lines();
+    let first = std::thread::spawn(move || lines.map_while(std::io::Result::ok).next());
+    // It does not say when it listens.
+    while !first.is_finished() && child.try_wait()?.is_none() {
+        sandbox.run("true")?;
+    }
+    signal(child.id(), Signal::INT)?;
+    child.wait()?;
+    let line = first.join().ok().flatten().context("It said nothing")?;
+    let event: Value = serde_json::from_str(&line)?;
+    ensure!(event["sandbox_id"] == id && event["type"].as_str().is_some_and(|kind| kind.starts_with("sandbox.exec.")));
     Ok(())
 }
 

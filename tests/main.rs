@@ -14,6 +14,8 @@ mod lives;
 mod recovery;
 mod rest;
 mod sdk;
+mod traffic;
+mod watch;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -33,6 +35,8 @@ fn main() -> ExitCode {
         rest::tests(&shared),
         cli::tests(&shared),
         sdk::tests(&shared),
+        watch::tests(&shared),
+        traffic::tests(&shared),
         lives::tests(&shared),
         recovery::tests(&shared),
         faults::tests(&shared),

@@ -58,6 +58,7 @@ async fn the_routes_of_an_unknown_sandbox_are_404() {
         "files/tree",
         "files/watch",
         "exports/download?path=/a",
+        "artifacts",
     ] {
         let answer = server.get(&format!("/sandboxes/sbx_1/{path}")).await;
         assert_eq!(answer.refusal(), (404, "SANDBOX_NOT_FOUND"), "{path}");

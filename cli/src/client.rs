@@ -7,6 +7,7 @@ mod errors;
 mod files;
 mod life;
 pub mod local;
+mod observe;
 mod records;
 mod snapshots;
 mod streams;
@@ -22,6 +23,7 @@ use serde_json::Value;
 
 pub use errors::ClientError;
 pub use files::FileEntry;
+pub use observe::Event;
 pub use records::{CreateRequest, Sandbox, find};
 #[cfg(test)]
 pub use snapshots::tests as tests_of_snapshots;

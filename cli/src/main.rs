@@ -18,9 +18,12 @@ mod exec;
 mod run;
 
 mod cp;
+mod env;
+mod events;
 mod logs;
 mod ls;
 mod rm;
+mod top;
 
 mod fork;
 mod life;
@@ -81,6 +84,12 @@ enum Command {
     Cp(cp::Args),
     /// Show a sandbox's console.
     Logs(logs::Args),
+    /// Show what happens to sandboxes, as it happens
+    Events(events::Args),
+    /// Show what sandboxes take of this computer, again and again
+    Top(top::Args),
+    /// Show and change the environment of a sandbox
+    Env(env::Args),
     /// Check what this computer needs for Cove, and say what to do.
     Doctor(doctor::Args),
     /// Write a Python program into a fresh sandbox and run it there.
@@ -109,6 +118,9 @@ async fn main() -> ExitCode {
         Command::Tree(args) => tree::run(args, &connection).await,
         Command::Cp(args) => cp::run(args, &connection).await,
         Command::Logs(args) => logs::run(args, &connection).await,
+        Command::Events(args) => events::run(args, &connection).await,
+        Command::Top(args) => top::run(args, &connection).await,
+        Command::Env(args) => env::run(args, &connection).await,
         Command::Doctor(args) => doctor::run(args, &connection).await,
         Command::Demo(args) => demo::run(args, &connection).await,
         Command::Bench(args) => bench::run(args, &connection).await,

@@ -58,7 +58,15 @@ pub fn absolute(field: &str, path: &str) -> Result<CString, Failure> {
 fn kind(error: &io::Error) -> ErrorKind {
     match error.raw_os_error() {
         Some(libc::ENOENT) => ErrorKind::NotFound,
-        Some(libc::ENOTDIR | libc::EISDIR | libc::ELOOP | libc::ENAMETOOLONG | libc::EEXIST) => ErrorKind::InvalidPath,
+        Some(
+            libc::ENOTDIR
+            | libc::EISDIR
+            | libc::ELOOP
+            | libc::ENAMETOOLONG
+            | libc::EEXIST
+            | libc::ENOTEMPTY
+            | libc::EBUSY,
+        ) => ErrorKind::InvalidPath,
         Some(libc::ENOSPC | libc::EDQUOT) => ErrorKind::NoSpace,
         Some(libc::EACCES | libc::EPERM | libc::EROFS | libc::ETXTBSY) => ErrorKind::Permission,
         Some(libc::E2BIG | libc::ENOEXEC) => ErrorKind::InvalidRequest,

@@ -63,7 +63,7 @@ pub async fn create_export(
     };
     check_count(&paths)?;
     let filename = body.filename.as_deref().map(checked_filename).transpose()?;
-    let root = format!("{}/sandboxes/{id}/exports/download?", base_url(api.config.port));
+    let root = download_root(&api, &id);
     let named = filename.map(|name| format!("&filename={}", encoded(name))).unwrap_or_default();
     let mut files = Vec::new();
     for path in &paths {
@@ -193,7 +193,13 @@ fn checked_filename(name: &str) -> Result<&str, ApiError> {
     Ok(name)
 }
 
-fn encoded(text: &str) -> String {
+/// Where downloads are, up to their query.
+pub(super) fn download_root(api: &Api, id: &SandboxId) -> String {
+    format!("{}/sandboxes/{id}/exports/download?", base_url(api.config.port))
+}
+
+/// `text` as a part of a query.
+pub(super) fn encoded(text: &str) -> String {
     utf8_percent_encode(text, ENCODED).to_string()
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Paths here have no prefix: see [`crate::mount`]. What an `{id}` is, and what no route matches, is decided here.
 
+mod artifacts;
 mod bulk;
 mod commands;
 mod env;
@@ -73,6 +74,7 @@ pub(crate) fn all() -> OpenApiRouter<Api> {
         .merge(files::routes())
         .merge(tree::routes())
         .merge(exports::routes())
+        .merge(artifacts::routes())
         .merge(transfer::routes())
         .merge(previews::routes())
         .merge(shares::routes())

@@ -192,6 +192,40 @@ pub struct ExportFile {
     pub download_url: String,
 }
 
+/// What a sandbox made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct ArtifactsRecord {
+    /// Files of the workspace.
+    pub artifacts: Artifacts,
+    /// The newest preview that can be opened.
+    pub preview: ArtifactPreview,
+}
+
+/// See [`ArtifactsRecord`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Artifacts {
+    /// `/workspace`.
+    #[schema(value_type = String)]
+    pub path: &'static str,
+    /// Depth first, names in byte order; at most 1000.
+    pub files: Vec<ExportFile>,
+    /// There are more.
+    pub truncated: bool,
+    /// All of the workspace in one archive.
+    pub archive_download_url: String,
+}
+
+/// See [`ArtifactsRecord`]. All `null` when there is none.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
+pub struct ArtifactPreview {
+    /// Where it can be opened.
+    pub url: Option<String>,
+    /// The port in the guest.
+    pub port: Option<u16>,
+    /// Its id.
+    pub preview_id: Option<String>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -17,7 +17,10 @@ mod system;
 mod template;
 mod terminal;
 
-pub use changes::{DirMade, Export, ExportBody, ExportFile, FileChange, MakeDirBody, MoveBody, Moved, TreeNode};
+pub use changes::{
+    ArtifactPreview, Artifacts, ArtifactsRecord, DirMade, Export, ExportBody, ExportFile, FileChange, MakeDirBody,
+    MoveBody, Moved, TreeNode,
+};
 pub use create::CreateBody;
 pub use env::{EnvBody, EnvRemoved, EnvVariable};
 pub use event::{EventRecord, GapRecord, Ticket};

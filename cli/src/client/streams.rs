@@ -66,18 +66,18 @@ impl ExecStream {
 }
 
 /// Frames of one response, as they come.
-struct Frames {
+pub(super) struct Frames {
     response: Response,
     decoder: Decoder,
     ready: VecDeque<Frame>,
 }
 
 impl Frames {
-    fn new(response: Response) -> Self {
+    pub(super) fn new(response: Response) -> Self {
         Self { response, decoder: Decoder::default(), ready: VecDeque::new() }
     }
 
-    async fn next(&mut self) -> Result<Option<Frame>, ClientError> {
+    pub(super) async fn next(&mut self) -> Result<Option<Frame>, ClientError> {
         loop {
             if let Some(frame) = self.ready.pop_front() {
                 return Ok(Some(frame));

@@ -287,6 +287,26 @@ export interface paths {
         patch: operations["update_sandbox"];
         trace?: never;
     };
+    "/sandboxes/{id}/artifacts": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * The files of `/workspace`, three levels deep, without what begins with a dot, and the newest preview. Wakes a paused
+         *     sandbox.
+         */
+        get: operations["get_artifacts"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/sandboxes/{id}/commands": {
         parameters: {
             query?: never;
@@ -1610,6 +1630,36 @@ export interface components {
             /** @description Names in use. */
             used: number;
         };
+        /** @description See [`ArtifactsRecord`]. All `null` when there is none. */
+        ArtifactPreview: {
+            /**
+             * Format: int32
+             * @description The port in the guest.
+             */
+            port?: number | null;
+            /** @description Its id. */
+            preview_id?: string | null;
+            /** @description Where it can be opened. */
+            url?: string | null;
+        };
+        /** @description See [`ArtifactsRecord`]. */
+        Artifacts: {
+            /** @description All of the workspace in one archive. */
+            archive_download_url: string;
+            /** @description Depth first, names in byte order; at most 1000. */
+            files: components["schemas"]["ExportFile"][];
+            /** @description `/workspace`. */
+            path: string;
+            /** @description There are more. */
+            truncated: boolean;
+        };
+        /** @description What a sandbox made. */
+        ArtifactsRecord: {
+            /** @description Files of the workspace. */
+            artifacts: components["schemas"]["Artifacts"];
+            /** @description The newest preview that can be opened. */
+            preview: components["schemas"]["ArtifactPreview"];
+        };
         /**
          * @description Which sandboxes a call on many means: by id, or by what they have. One of the two.
          * @example {
@@ -1798,6 +1848,16 @@ export interface components {
             state: string;
             /** @description When these figures were read. */
             ts?: string | null;
+        };
+        /** @description The envelope of a single resource, and of every list. */
+        Data_ArtifactsRecord: {
+            /** @description What a sandbox made. */
+            data: {
+                /** @description Files of the workspace. */
+                artifacts: components["schemas"]["Artifacts"];
+                /** @description The newest preview that can be opened. */
+                preview: components["schemas"]["ArtifactPreview"];
+            };
         };
         /** @description The envelope of a single resource, and of every list. */
         Data_BulkOutcome: {
@@ -5950,6 +6010,36 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["Data_SandboxRecord"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    get_artifacts: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_ArtifactsRecord"];
                 };
             };
             /** @description Refused or failed; `error.code` says why */
