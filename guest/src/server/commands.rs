@@ -27,6 +27,9 @@ impl Server<'_> {
         self.reaper.acknowledge();
         let now = Instant::now();
         while let Some((pid, status)) = self.reaper.next() {
+            if self.jobs.note_exit(pid, status, now) || self.note_terminal_exit(pid, status, now) {
+                continue;
+            }
             let mut owners = self.connections.iter_mut();
             let owner = owners.find(|connection| connection.command().is_some_and(|command| command.pid == pid));
             match owner {
@@ -34,7 +37,6 @@ impl Server<'_> {
                     connection.command_mut().into_iter().for_each(|command| command.note_exit(status, now));
                     connection.due = true;
                 }
-                None if self.jobs.note_exit(pid, status, now) || self.terminals.note_exit(pid, status, now) => {}
                 None if !self.starting.is_empty() && self.unclaimed.len() < UNCLAIMED_MAX => {
                     self.unclaimed.push((pid, status));
                 }

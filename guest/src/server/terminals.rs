@@ -2,7 +2,7 @@
 
 use std::{io, os::fd::OwnedFd, time::Instant};
 
-use cove_protocol::guest::{AttachTerminal, ErrorKind, Input, OpenTerminal, Reply, TerminalInfo};
+use cove_protocol::guest::{AttachTerminal, ErrorKind, ExitStatus, Input, OpenTerminal, Reply, TerminalInfo};
 use rustix::{event::epoll, process::Pid};
 
 use super::{
@@ -93,6 +93,13 @@ impl Server<'_> {
             pump_input(&self.watch, session);
             wake(&mut self.connections, session.number);
         }
+    }
+
+    /// The reaper took a process. True when it was a session's shell.
+    pub(super) fn note_terminal_exit(&mut self, pid: Pid, status: ExitStatus, now: Instant) -> bool {
+        let ended = self.terminals.note_exit(pid, status, now);
+        // Its output may have ended before, and then nothing else tells them.
+        ended.map(|number| wake(&mut self.connections, number)).is_some()
     }
 
     /// Reads what the sessions wrote, as far as their clients keep up, and wakes those clients.

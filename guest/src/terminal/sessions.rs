@@ -92,10 +92,13 @@ impl Sessions {
         self.sessions.iter_mut().find(|session| session.id == id)
     }
 
-    /// The reaper took a process. True when it was a session's shell.
-    pub fn note_exit(&mut self, pid: Pid, status: ExitStatus, now: Instant) -> bool {
+    /// The reaper took a process. Gives the number of the session whose shell it was.
+    pub fn note_exit(&mut self, pid: Pid, status: ExitStatus, now: Instant) -> Option<u64> {
         let session = self.sessions.iter_mut().find(|session| session.pid == pid && session.exit.is_none());
-        session.map(|session| session.note_exit(status, now)).is_some()
+        session.map(|session| {
+            session.note_exit(status, now);
+            session.number
+        })
     }
 
     /// Forgets those that are over, where `wanted` does not say that a client still listens.
