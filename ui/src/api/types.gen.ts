@@ -1653,7 +1653,30 @@ export interface components {
             /** @description There are more. */
             truncated: boolean;
         };
-        /** @description What a sandbox made. */
+        /**
+         * @description What a sandbox made.
+         * @example {
+         *       "artifacts": {
+         *         "archive_download_url": "http://127.0.0.1:7333/api/v1/sandboxes/sbx_7q2/exports/download?path=%2Fworkspace",
+         *         "files": [
+         *           {
+         *             "download_url": "http://127.0.0.1:7333/api/v1/sandboxes/sbx_7q2/exports/download?path=%2Fworkspace%2Fa.py",
+         *             "filename": "a.py",
+         *             "path": "/workspace/a.py",
+         *             "size": 5,
+         *             "type": "file"
+         *           }
+         *         ],
+         *         "path": "/workspace",
+         *         "truncated": false
+         *       },
+         *       "preview": {
+         *         "port": 3000,
+         *         "preview_id": "prv_1",
+         *         "url": "http://127.83.0.5:3000/"
+         *       }
+         *     }
+         */
         ArtifactsRecord: {
             /** @description Files of the workspace. */
             artifacts: components["schemas"]["Artifacts"];
@@ -1699,7 +1722,15 @@ export interface components {
             /** @description Made from this template. */
             template_id?: string | null;
         };
-        /** @description What became of many sandboxes. */
+        /**
+         * @description What became of many sandboxes.
+         * @example {
+         *       "failed": [],
+         *       "succeeded": [
+         *         "sbx_7q2"
+         *       ]
+         *     }
+         */
         BulkOutcome: {
             /** @description Not done. */
             failed: components["schemas"]["BulkFailure"][];
@@ -1743,7 +1774,24 @@ export interface components {
             /** @description Login name or number. */
             user?: string | null;
         };
-        /** @description What create takes. Fields that are not listed are accepted and ignored. */
+        /**
+         * @description What create takes. Fields that are not listed are accepted and ignored.
+         * @example {
+         *       "env": {
+         *         "STAGE": "test"
+         *       },
+         *       "metadata": {
+         *         "team": "core"
+         *       },
+         *       "name": "web",
+         *       "size": "small",
+         *       "tags": [
+         *         "core"
+         *       ],
+         *       "template_id": "miosa-sandbox",
+         *       "timeout_sec": 3600
+         *     }
+         */
         CreateBody: {
             /** @description No timeout is enforced. */
             always_on?: boolean | null;
@@ -1849,7 +1897,32 @@ export interface components {
             /** @description When these figures were read. */
             ts?: string | null;
         };
-        /** @description The envelope of a single resource, and of every list. */
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": {
+         *         "artifacts": {
+         *           "archive_download_url": "http://127.0.0.1:7333/api/v1/sandboxes/sbx_7q2/exports/download?path=%2Fworkspace",
+         *           "files": [
+         *             {
+         *               "download_url": "http://127.0.0.1:7333/api/v1/sandboxes/sbx_7q2/exports/download?path=%2Fworkspace%2Fa.py",
+         *               "filename": "a.py",
+         *               "path": "/workspace/a.py",
+         *               "size": 5,
+         *               "type": "file"
+         *             }
+         *           ],
+         *           "path": "/workspace",
+         *           "truncated": false
+         *         },
+         *         "preview": {
+         *           "port": 3000,
+         *           "preview_id": "prv_1",
+         *           "url": "http://127.83.0.5:3000/"
+         *         }
+         *       }
+         *     }
+         */
         Data_ArtifactsRecord: {
             /** @description What a sandbox made. */
             data: {
@@ -1859,7 +1932,17 @@ export interface components {
                 preview: components["schemas"]["ArtifactPreview"];
             };
         };
-        /** @description The envelope of a single resource, and of every list. */
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": {
+         *         "failed": [],
+         *         "succeeded": [
+         *           "sbx_7q2"
+         *         ]
+         *       }
+         *     }
+         */
         Data_BulkOutcome: {
             /** @description What became of many sandboxes. */
             data: {
@@ -1869,7 +1952,17 @@ export interface components {
                 succeeded: string[];
             };
         };
-        /** @description The envelope of a single resource, and of every list. */
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": {
+         *         "deleted": [
+         *           "snap_3"
+         *         ],
+         *         "failed": []
+         *       }
+         *     }
+         */
         Data_DeletedMany: {
             /** @description What became of many snapshots. */
             data: {
@@ -1879,7 +1972,16 @@ export interface components {
                 failed: components["schemas"]["BulkFailure"][];
             };
         };
-        /** @description The envelope of a single resource, and of every list. */
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": {
+         *         "freed_bytes": 4194304,
+         *         "id": "snap_3",
+         *         "status": "deleted"
+         *       }
+         *     }
+         */
         Data_DeletedSnapshot: {
             /** @description A snapshot is gone. */
             data: {
@@ -1894,7 +1996,16 @@ export interface components {
                 status: string;
             };
         };
-        /** @description The envelope of a single resource, and of every list. */
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": {
+         *         "destroyed_at": "2026-01-02T03:04:05.000006Z",
+         *         "id": "sbx_7q2",
+         *         "state": "destroyed"
+         *       }
+         *     }
+         */
         Data_DestroyedRecord: {
             /** @description What destroy answers: enough for a client to see that the sandbox is gone. */
             data: {
@@ -1906,7 +2017,18 @@ export interface components {
                 state: string;
             };
         };
-        /** @description The envelope of a single resource, and of every list. */
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": {
+         *         "command": "npm run dev",
+         *         "name": null,
+         *         "pid": 214,
+         *         "started_at": "2026-01-02T03:04:05.000006Z",
+         *         "status": "running"
+         *       }
+         *     }
+         */
         Data_Detached: {
             /** @description A detached command. */
             data: {
@@ -1925,7 +2047,14 @@ export interface components {
                 status: string;
             };
         };
-        /** @description The envelope of a single resource, and of every list. */
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": {
+         *         "path": "/workspace/src"
+         *       }
+         *     }
+         */
         Data_DirMade: {
             /** @description A directory was made, or is there. */
             data: {
@@ -1933,7 +2062,20 @@ export interface components {
                 path: string;
             };
         };
-        /** @description The envelope of a single resource, and of every list. */
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": {
+         *         "exclusive_bytes": 12582912,
+         *         "owners": {
+         *           "sbx_7q2": {
+         *             "exclusive_bytes": 12582912,
+         *             "shared_bytes": 0
+         *           }
+         *         }
+         *       }
+         *     }
+         */
         Data_DiskUse: {
             /** @description What everything takes on the disk. */
             data: {
@@ -1951,7 +2093,15 @@ export interface components {
                 };
             };
         };
-        /** @description The envelope of a single resource, and of every list. */
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": {
+         *         "deleted": true,
+         *         "name": "DEBUG"
+         *       }
+         *     }
+         */
         Data_EnvRemoved: {
             /** @description A variable was taken away. */
             data: {
@@ -1961,7 +2111,28 @@ export interface components {
                 name: string;
             };
         };
-        /** @description The envelope of a single resource, and of every list. */
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": {
+         *         "archive_download_url": null,
+         *         "created_at": "2026-01-02T03:04:05.000006Z",
+         *         "files": [
+         *           {
+         *             "download_url": "http://127.0.0.1:7333/api/v1/sandboxes/sbx_7/exports/download?path=%2Fworkspace%2Freport.pdf",
+         *             "filename": "report.pdf",
+         *             "path": "/workspace/report.pdf",
+         *             "size": 4096,
+         *             "type": "file"
+         *           }
+         *         ],
+         *         "id": "exp_0f3a",
+         *         "label": "results",
+         *         "sandbox_id": "sbx_7",
+         *         "status": "ready"
+         *       }
+         *     }
+         */
         Data_Export: {
             /**
              * @description Where the files can be had. Nothing is copied: a download takes what is there then.
@@ -2000,7 +2171,21 @@ export interface components {
                 status: string;
             };
         };
-        /** @description The envelope of a single resource, and of every list. */
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": {
+         *         "is_dir": false,
+         *         "is_symlink": false,
+         *         "mode": "0644",
+         *         "modified_at": "2026-01-02T03:04:05.000006Z",
+         *         "name": "a.py",
+         *         "path": "/workspace/a.py",
+         *         "size": 5,
+         *         "type": "file"
+         *       }
+         *     }
+         */
         Data_FileEntry: {
             /** @description One file, directory or link in a listing. */
             data: {
@@ -2025,7 +2210,26 @@ export interface components {
                 type: string;
             };
         };
-        /** @description The envelope of a single resource, and of every list. */
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": {
+         *         "entries": [
+         *           {
+         *             "is_dir": false,
+         *             "is_symlink": false,
+         *             "mode": "0644",
+         *             "modified_at": "2026-01-02T03:04:05.000006Z",
+         *             "name": "a.py",
+         *             "path": "/workspace/a.py",
+         *             "size": 5,
+         *             "type": "file"
+         *           }
+         *         ],
+         *         "path": "/workspace"
+         *       }
+         *     }
+         */
         Data_Listing: {
             /** @description What is in a directory. */
             data: {
@@ -2035,7 +2239,17 @@ export interface components {
                 path: string;
             };
         };
-        /** @description The envelope of a single resource, and of every list. */
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": {
+         *         "lines": [
+         *           "one",
+         *           "two"
+         *         ]
+         *       }
+         *     }
+         */
         Data_Logs: {
             /** @description The end of a sandbox's console. */
             data: {
@@ -2043,7 +2257,36 @@ export interface components {
                 lines: string[];
             };
         };
-        /** @description The envelope of a single resource, and of every list. */
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": {
+         *         "assist": {},
+         *         "devices": {
+         *           "block0": {
+         *             "errors": 0,
+         *             "held": false,
+         *             "read_bytes": 1048576,
+         *             "requests": 40,
+         *             "write_bytes": 65536
+         *           }
+         *         },
+         *         "memory_resident_bytes": 83886080,
+         *         "paused": false,
+         *         "uptime_us": 61500000,
+         *         "vcpus": [
+         *           {
+         *             "cpu_us": 410000,
+         *             "exit_us": 9000,
+         *             "exits": {
+         *               "mmio_write": 120
+         *             },
+         *             "run_us": 400000
+         *           }
+         *         ]
+         *       }
+         *     }
+         */
         Data_MachineFigures: {
             /** @description Figures of a sandbox's machine since it started. */
             data: {
@@ -2071,7 +2314,38 @@ export interface components {
                 vcpus: components["schemas"]["VcpuFigures"][];
             };
         };
-        /** @description The envelope of a single resource, and of every list. */
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": {
+         *         "current": {
+         *           "cpu_count": 2,
+         *           "cpu_granted": 1,
+         *           "cpu_percent": 3.5,
+         *           "disk_bytes": 12582912,
+         *           "disk_size_mb": 20480,
+         *           "memory_mb": 4096,
+         *           "memory_resident_bytes": 83886080,
+         *           "network_egress_bytes": null,
+         *           "network_ingress_bytes": null,
+         *           "state": "running",
+         *           "ts": "2026-01-02T03:04:05.000000Z"
+         *         },
+         *         "resolution_sec": 5,
+         *         "resource_type": "sandbox",
+         *         "samples": [
+         *           {
+         *             "cpu_percent": 3.5,
+         *             "disk_bytes": 12582912,
+         *             "memory_resident_bytes": 83886080,
+         *             "ts": "2026-01-02T03:04:05.000000Z"
+         *           }
+         *         ],
+         *         "sandbox_id": "sbx_7",
+         *         "window": "1h"
+         *       }
+         *     }
+         */
         Data_MetricsRecord: {
             /**
              * @description Figures of a sandbox over time.
@@ -2119,7 +2393,15 @@ export interface components {
                 window: string;
             };
         };
-        /** @description The envelope of a single resource, and of every list. */
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": {
+         *         "from": "/workspace/a.py",
+         *         "to": "/workspace/old/a.py"
+         *       }
+         *     }
+         */
         Data_Moved: {
             /** @description Something was moved. */
             data: {
@@ -2129,7 +2411,53 @@ export interface components {
                 to: string;
             };
         };
-        /** @description The envelope of a single resource, and of every list. */
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": {
+         *         "created_at": "2026-01-02T03:04:05.000006Z",
+         *         "name": "golden",
+         *         "resource": {
+         *           "id": "sbx_7q2",
+         *           "name": "web",
+         *           "type": "sandbox"
+         *         },
+         *         "size_bytes": 5,
+         *         "snapshot": {
+         *           "comment": "before the upgrade",
+         *           "cpu_count": 1,
+         *           "created_at": "2026-01-02T03:04:05.000000Z",
+         *           "disk_size_mb": 10240,
+         *           "exclusive_bytes": 12582912,
+         *           "expires_at": null,
+         *           "generation": 1,
+         *           "has_memory": true,
+         *           "id": "snap_1q7x",
+         *           "memory_mb": 2048,
+         *           "metadata": {},
+         *           "name": null,
+         *           "parent_id": null,
+         *           "pause_ms": 41.2,
+         *           "resource": {
+         *             "id": "sbx_4k2p",
+         *             "name": "build",
+         *             "type": "sandbox"
+         *           },
+         *           "sandbox_id": "sbx_4k2p",
+         *           "sandbox_name": "build",
+         *           "shared_bytes": 37748736,
+         *           "size": "xs",
+         *           "size_bytes": 50331648,
+         *           "snapshot_id": "snap_1q7x",
+         *           "status": "ready",
+         *           "template_id": "miosa-sandbox",
+         *           "updated_at": "2026-01-02T03:04:05.000000Z"
+         *         },
+         *         "snapshot_id": "snap_3",
+         *         "status": "ready"
+         *       }
+         *     }
+         */
         Data_NamedSnapshot: {
             /** @description A name that keeps a snapshot. */
             data: {
@@ -2152,7 +2480,34 @@ export interface components {
                 status: string;
             };
         };
-        /** @description The envelope of a single resource, and of every list. */
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": {
+         *         "alias_url": "http://3000-my-app.localhost:7334/",
+         *         "created_at": "2026-01-02T03:04:05.000000Z",
+         *         "deleted_at": null,
+         *         "expires_at": null,
+         *         "external_project_id": null,
+         *         "external_user_id": null,
+         *         "external_workspace_id": null,
+         *         "host_port": 3000,
+         *         "id": "prv_k3j2h4g5f6d7s8a9",
+         *         "metadata": {},
+         *         "name": "web",
+         *         "owner_id": null,
+         *         "port": 3000,
+         *         "sandbox_id": "sbx_1",
+         *         "share_token_expires_at": null,
+         *         "share_token_prefix": null,
+         *         "state": "active",
+         *         "tenant_id": null,
+         *         "updated_at": "2026-01-02T03:04:05.000000Z",
+         *         "url": "http://127.83.0.5:3000/",
+         *         "visibility": "public"
+         *       }
+         *     }
+         */
         Data_PreviewRecord: {
             /**
              * @description A preview.
@@ -2214,7 +2569,17 @@ export interface components {
                 visibility: string;
             };
         };
-        /** @description The envelope of a single resource, and of every list. */
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": {
+         *         "expires_at": "2026-01-02T04:04:05.000000Z",
+         *         "scope": "read",
+         *         "token": "mp_a2b3c4...",
+         *         "url": "http://127.83.0.5:3000/?mt=mp_a2b3c4..."
+         *       }
+         *     }
+         */
         Data_PreviewTokenRecord: {
             /**
              * @description A preview token.
@@ -2236,7 +2601,25 @@ export interface components {
                 url: string;
             };
         };
-        /** @description The envelope of a single resource, and of every list. */
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": {
+         *         "command": "npm run dev",
+         *         "duration_ms": null,
+         *         "exit_code": null,
+         *         "name": "dev-server",
+         *         "output_from": 0,
+         *         "output_to": 1432,
+         *         "pid": 214,
+         *         "signal": null,
+         *         "started_at": "2026-01-02T03:04:05.000000Z",
+         *         "state": "running",
+         *         "status": "running",
+         *         "stdin_open": true
+         *       }
+         *     }
+         */
         Data_ProcessRecord: {
             /**
              * @description A background process.
@@ -2300,7 +2683,21 @@ export interface components {
                 stdin_open: boolean;
             };
         };
-        /** @description The envelope of a single resource, and of every list. */
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": {
+         *         "components": {
+         *           "command_agent": "ready",
+         *           "filesystem": "ready"
+         *         },
+         *         "last_error": null,
+         *         "ready": true,
+         *         "state": "running",
+         *         "status": "ready"
+         *       }
+         *     }
+         */
         Data_Readiness: {
             /** @description Whether a sandbox is command-ready, and how far each part of it is (contract 8.7). */
             data: {
@@ -2316,7 +2713,15 @@ export interface components {
                 status: string;
             };
         };
-        /** @description The envelope of a single resource, and of every list. */
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": {
+         *         "deleted": true,
+         *         "path": "/workspace/a.py"
+         *       }
+         *     }
+         */
         Data_Removed: {
             /** @description Something was removed. */
             data: {
@@ -2326,7 +2731,29 @@ export interface components {
                 path: string;
             };
         };
-        /** @description The envelope of a single resource, and of every list. */
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": {
+         *         "applied_live": true,
+         *         "billing": null,
+         *         "capabilities": {
+         *           "live_cpu": false,
+         *           "live_disk": false,
+         *           "live_memory": false,
+         *           "reason": "A machine keeps the shape that it was made with"
+         *         },
+         *         "changes": {},
+         *         "requires_restart": false,
+         *         "resources": {
+         *           "cpu": 1,
+         *           "cpu_granted": 1,
+         *           "disk_size_mb": 20480,
+         *           "memory_mb": 4096
+         *         }
+         *       }
+         *     }
+         */
         Data_Resized: {
             /** @description The sandbox has the shape that was asked for. */
             data: {
@@ -2340,7 +2767,26 @@ export interface components {
                 resources: components["schemas"]["Resources"];
             };
         };
-        /** @description The envelope of a single resource, and of every list. */
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": {
+         *         "capabilities": {
+         *           "live_cpu": false,
+         *           "live_disk": false,
+         *           "live_memory": false,
+         *           "reason": "A machine keeps the shape that it was made with"
+         *         },
+         *         "id": "sbx_7",
+         *         "resources": {
+         *           "cpu": 2,
+         *           "cpu_granted": 1,
+         *           "disk_size_mb": 20480,
+         *           "memory_mb": 4096
+         *         }
+         *       }
+         *     }
+         */
         Data_ResourcesRecord: {
             /**
              * @description What a sandbox has, and what of it can change.
@@ -2369,7 +2815,77 @@ export interface components {
                 resources: components["schemas"]["Resources"];
             };
         };
-        /** @description The envelope of a single resource, and of every list. */
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": {
+         *         "always_on": false,
+         *         "boot_ms": 34,
+         *         "boot_path": "warm",
+         *         "checkpoint_pending": false,
+         *         "checkpoint_phase": null,
+         *         "cpu_count": 2,
+         *         "cpu_granted": 1,
+         *         "created_at": "2026-01-02T03:04:05.000006Z",
+         *         "destroyed_at": null,
+         *         "disk_mb": 20480,
+         *         "disk_size_mb": 20480,
+         *         "external_project_id": null,
+         *         "external_user_id": null,
+         *         "external_workspace_id": null,
+         *         "forked_from": null,
+         *         "generation": 1,
+         *         "id": "sbx_7q2",
+         *         "idle_timeout_sec": 0,
+         *         "image_id": "miosa-sandbox",
+         *         "inserted_at": "2026-01-02T03:04:05.000006Z",
+         *         "memory_mb": 4096,
+         *         "metadata": {
+         *           "team": "core"
+         *         },
+         *         "name": "web",
+         *         "owner_id": null,
+         *         "paused_at": null,
+         *         "persistent": true,
+         *         "preview_domain": null,
+         *         "preview_url": null,
+         *         "project_id": null,
+         *         "project_name": null,
+         *         "project_slug": null,
+         *         "ready": true,
+         *         "ready_at": "2026-01-02T03:04:05.000006Z",
+         *         "recommended_next_action": null,
+         *         "resource_contract": {
+         *           "disk_size_mb": 20480,
+         *           "id": "sandbox/small@v1",
+         *           "memory_mb": 4096,
+         *           "product": "sandbox",
+         *           "size": "small",
+         *           "vcpus": 2,
+         *           "version": "v1"
+         *         },
+         *         "size": "small",
+         *         "slug": null,
+         *         "snapshot_id": "snap_3",
+         *         "stable_for_embedding": false,
+         *         "started_at": "2026-01-02T03:04:05.000006Z",
+         *         "state": "running",
+         *         "tags": [
+         *           "core"
+         *         ],
+         *         "template_id": "miosa-sandbox",
+         *         "tenant_id": null,
+         *         "timeout_remaining_ms": 238500,
+         *         "timeout_sec": 300,
+         *         "total_runtime_sec": 61,
+         *         "url_class": null,
+         *         "url_info": null,
+         *         "workspace_id": null,
+         *         "workspace_name": null,
+         *         "workspace_slug": null
+         *       }
+         *     }
+         */
         Data_SandboxRecord: {
             /** @description A sandbox as everyone sees it. */
             data: {
@@ -2465,7 +2981,20 @@ export interface components {
                 workspace_slug?: string | null;
             };
         };
-        /** @description The envelope of a single resource, and of every list. */
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": {
+         *         "created_at": "2026-01-02T03:04:05.000000Z",
+         *         "expires_at": null,
+         *         "id": "shr_k3j2h4g5f6d7s8a9",
+         *         "scope": "read",
+         *         "share_id": "shr_k3j2h4g5f6d7s8a9",
+         *         "share_url": "http://127.83.0.5:3000/?ms=ms_a2b3c4...",
+         *         "token_prefix": "ms_a2b3c"
+         *       }
+         *     }
+         */
         Data_ShareRecord: {
             /**
              * @description A share of a sandbox's previews.
@@ -2496,7 +3025,41 @@ export interface components {
                 token_prefix: string;
             };
         };
-        /** @description The envelope of a single resource, and of every list. */
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": {
+         *         "comment": "before the upgrade",
+         *         "cpu_count": 1,
+         *         "created_at": "2026-01-02T03:04:05.000000Z",
+         *         "disk_size_mb": 10240,
+         *         "exclusive_bytes": 12582912,
+         *         "expires_at": null,
+         *         "generation": 1,
+         *         "has_memory": true,
+         *         "id": "snap_1q7x",
+         *         "memory_mb": 2048,
+         *         "metadata": {},
+         *         "name": null,
+         *         "parent_id": null,
+         *         "pause_ms": 41.2,
+         *         "resource": {
+         *           "id": "sbx_4k2p",
+         *           "name": "build",
+         *           "type": "sandbox"
+         *         },
+         *         "sandbox_id": "sbx_4k2p",
+         *         "sandbox_name": "build",
+         *         "shared_bytes": 37748736,
+         *         "size": "xs",
+         *         "size_bytes": 50331648,
+         *         "snapshot_id": "snap_1q7x",
+         *         "status": "ready",
+         *         "template_id": "miosa-sandbox",
+         *         "updated_at": "2026-01-02T03:04:05.000000Z"
+         *       }
+         *     }
+         */
         Data_SnapshotRecord: {
             /**
              * @description A snapshot as everyone sees it. There is none that is not ready.
@@ -2589,7 +3152,16 @@ export interface components {
                 updated_at: string;
             };
         };
-        /** @description The envelope of a single resource, and of every list. */
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": {
+         *         "pid": 214,
+         *         "stdin_open": true,
+         *         "written": 3
+         *       }
+         *     }
+         */
         Data_StdinWritten: {
             /** @description What was written. */
             data: {
@@ -2604,7 +3176,52 @@ export interface components {
                 written: number;
             };
         };
-        /** @description The envelope of a single resource, and of every list. */
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": {
+         *         "host": {
+         *           "assist": false,
+         *           "cpu_model": "AMD EPYC 7763",
+         *           "kvm": "/dev/kvm",
+         *           "module": "kvm_amd",
+         *           "problem": null,
+         *           "vcpus_max": 16
+         *         },
+         *         "limits": {
+         *           "cpu_count": [
+         *             1,
+         *             16
+         *           ],
+         *           "cpu_granted_max": 16,
+         *           "default_shape": {
+         *             "cpu_count": 2,
+         *             "disk_size_mb": 20480,
+         *             "memory_mb": 4096
+         *           },
+         *           "disk_size_mb": [
+         *             1024,
+         *             204800
+         *           ],
+         *           "idle_timeout_sec": [
+         *             0,
+         *             86400
+         *           ],
+         *           "memory_mb": [
+         *             512,
+         *             32768
+         *           ],
+         *           "sandboxes_max": 64,
+         *           "timeout_sec": [
+         *             1,
+         *             86400
+         *           ],
+         *           "timeout_sec_default": 300
+         *         },
+         *         "version": "0.1.0"
+         *       }
+         *     }
+         */
         Data_SystemInfo: {
             /** @description What this server is and grants. */
             data: {
@@ -2616,7 +3233,17 @@ export interface components {
                 version: string;
             };
         };
-        /** @description The envelope of a single resource, and of every list. */
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": {
+         *         "tags": [
+         *           "ci",
+         *           "nightly"
+         *         ]
+         *       }
+         *     }
+         */
         Data_Tags: {
             /**
              * @description A sandbox's tags.
@@ -2632,7 +3259,47 @@ export interface components {
                 tags: string[];
             };
         };
-        /** @description The envelope of a single resource, and of every list. */
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": {
+         *         "aliases": [
+         *           "default"
+         *         ],
+         *         "artifact_paths": [
+         *           "/workspace"
+         *         ],
+         *         "built_in": true,
+         *         "category": "sandbox",
+         *         "cpu_count": 2,
+         *         "created_at": "2026-01-02T03:04:05.000006Z",
+         *         "default": true,
+         *         "default_cpu": 2,
+         *         "default_memory_mb": 4096,
+         *         "description": "Debian bookworm with Python, Node.js and git",
+         *         "disk_mb": 20480,
+         *         "disk_mb_min": 1024,
+         *         "id": "miosa-sandbox",
+         *         "image_id": "miosa-sandbox",
+         *         "install_command": null,
+         *         "memory_mb": 4096,
+         *         "name": "Cove sandbox",
+         *         "preview_port": null,
+         *         "readiness_probe": null,
+         *         "runtimes": [
+         *           "python"
+         *         ],
+         *         "slug": "miosa-sandbox",
+         *         "start_command": null,
+         *         "status": "ready",
+         *         "tags": [
+         *           "core"
+         *         ],
+         *         "version": "1",
+         *         "workdir": "/workspace"
+         *       }
+         *     }
+         */
         Data_TemplateRecord: {
             /** @description What sandboxes can be made from. */
             data: {
@@ -2679,7 +3346,21 @@ export interface components {
                 workdir: string;
             };
         };
-        /** @description The envelope of a single resource, and of every list. */
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": {
+         *         "clients": 1,
+         *         "cols": 120,
+         *         "command": "shell",
+         *         "opened_at": "2026-01-02T03:04:05.000000Z",
+         *         "pid": 231,
+         *         "rows": 40,
+         *         "session_id": "term_1",
+         *         "ws_url": "ws://127.0.0.1:7333/api/v1/sandboxes/sbx_7/terminal/stream?session=term_1"
+         *       }
+         *     }
+         */
         Data_TerminalRecord: {
             /**
              * @description A terminal session.
@@ -2725,7 +3406,15 @@ export interface components {
                 ws_url: string;
             };
         };
-        /** @description The envelope of a single resource, and of every list. */
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": {
+         *         "expires_in": 60,
+         *         "ticket": "tkt_5d41402abc4b2a76b9719d911017c592"
+         *       }
+         *     }
+         */
         Data_Ticket: {
             /**
              * @description In place of the token, once, in the query of a stream.
@@ -2744,7 +3433,26 @@ export interface components {
                 ticket: string;
             };
         };
-        /** @description The envelope of a single resource, and of every list. */
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": {
+         *         "children": [
+         *           {
+         *             "modified_at": "2026-01-02T03:04:05.000006Z",
+         *             "name": "a.py",
+         *             "path": "/workspace/a.py",
+         *             "size": 12,
+         *             "type": "file"
+         *           }
+         *         ],
+         *         "modified_at": "2026-01-02T03:04:05.000006Z",
+         *         "name": "workspace",
+         *         "path": "/workspace",
+         *         "type": "directory"
+         *       }
+         *     }
+         */
         Data_TreeNode: {
             /**
              * @description A file or directory with what is in it.
@@ -2782,7 +3490,24 @@ export interface components {
                 type: string;
             };
         };
-        /** @description The envelope of a single resource, and of every list. */
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": {
+         *         "alias_slug": "my-app",
+         *         "alias_url": "http://3000-my-app.localhost:7334/",
+         *         "class": "temporary_preview",
+         *         "port": 3000,
+         *         "preview_id": "prv_k3j2h4g5f6d7s8a9",
+         *         "preview_url": "http://127.83.0.5:3000/",
+         *         "recommended_next_action": "create_alias_or_publish",
+         *         "stable_for_embedding": false,
+         *         "url": "http://127.83.0.5:3000/",
+         *         "url_class": "temporary_preview",
+         *         "visibility": "public"
+         *       }
+         *     }
+         */
         Data_UrlInfo: {
             /**
              * @description Where an exposed port can be reached.
@@ -2818,7 +3543,30 @@ export interface components {
                 visibility: string;
             };
         };
-        /** @description The envelope of a single resource, and of every list. */
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": {
+         *         "active_cpu_ms": 4210,
+         *         "creation_count": 1,
+         *         "estimated_cost_cents": 0,
+         *         "measurement_status": {
+         *           "active_cpu": "sampled",
+         *           "network": "unavailable",
+         *           "provisioned_resources": "measured"
+         *         },
+         *         "network_egress_bytes": null,
+         *         "network_ingress_bytes": null,
+         *         "provisioned_memory_mb_ms": 251904000,
+         *         "provisioned_vcpu_ms": 123000,
+         *         "runtime_sec": 61.5,
+         *         "sandbox_id": "sbx_7",
+         *         "state": "running",
+         *         "timeout_remaining_ms": 238500,
+         *         "timeout_sec": 300
+         *       }
+         *     }
+         */
         Data_UsageRecord: {
             /**
              * @description What a sandbox used in all its sessions.
@@ -2892,7 +3640,18 @@ export interface components {
                 timeout_sec: number;
             };
         };
-        /** @description The envelope of a single resource, and of every list. */
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": [
+         *         {
+         *           "encrypted": false,
+         *           "key": "DEBUG",
+         *           "value": "1"
+         *         }
+         *       ]
+         *     }
+         */
         Data_Vec_EnvVariable: {
             data: {
                 /** @description `false`: this server hides no values. */
@@ -2903,7 +3662,21 @@ export interface components {
                 value: string;
             }[];
         };
-        /** @description The envelope of a single resource, and of every list. */
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": [
+         *         {
+         *           "address": "0.0.0.0",
+         *           "command": "node server.js",
+         *           "pid": 41,
+         *           "port": 3000,
+         *           "preview_id": null,
+         *           "url": null
+         *         }
+         *       ]
+         *     }
+         */
         Data_Vec_ListenerRecord: {
             data: {
                 /** @description The address in the guest; `0.0.0.0` and `::` are all. */
@@ -2926,7 +3699,36 @@ export interface components {
                 url?: string | null;
             }[];
         };
-        /** @description The envelope of a single resource, and of every list. */
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": [
+         *         {
+         *           "alias_url": "http://3000-my-app.localhost:7334/",
+         *           "created_at": "2026-01-02T03:04:05.000000Z",
+         *           "deleted_at": null,
+         *           "expires_at": null,
+         *           "external_project_id": null,
+         *           "external_user_id": null,
+         *           "external_workspace_id": null,
+         *           "host_port": 3000,
+         *           "id": "prv_k3j2h4g5f6d7s8a9",
+         *           "metadata": {},
+         *           "name": "web",
+         *           "owner_id": null,
+         *           "port": 3000,
+         *           "sandbox_id": "sbx_1",
+         *           "share_token_expires_at": null,
+         *           "share_token_prefix": null,
+         *           "state": "active",
+         *           "tenant_id": null,
+         *           "updated_at": "2026-01-02T03:04:05.000000Z",
+         *           "url": "http://127.83.0.5:3000/",
+         *           "visibility": "public"
+         *         }
+         *       ]
+         *     }
+         */
         Data_Vec_PreviewRecord: {
             data: {
                 alias_url?: string | null;
@@ -2962,7 +3764,27 @@ export interface components {
                 visibility: string;
             }[];
         };
-        /** @description The envelope of a single resource, and of every list. */
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": [
+         *         {
+         *           "command": "npm run dev",
+         *           "duration_ms": null,
+         *           "exit_code": null,
+         *           "name": "dev-server",
+         *           "output_from": 0,
+         *           "output_to": 1432,
+         *           "pid": 214,
+         *           "signal": null,
+         *           "started_at": "2026-01-02T03:04:05.000000Z",
+         *           "state": "running",
+         *           "status": "running",
+         *           "stdin_open": true
+         *         }
+         *       ]
+         *     }
+         */
         Data_Vec_ProcessRecord: {
             data: {
                 /** @description What runs, cut off after some hundred characters. */
@@ -3009,7 +3831,79 @@ export interface components {
                 stdin_open: boolean;
             }[];
         };
-        /** @description The envelope of a single resource, and of every list. */
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": [
+         *         {
+         *           "always_on": false,
+         *           "boot_ms": 34,
+         *           "boot_path": "warm",
+         *           "checkpoint_pending": false,
+         *           "checkpoint_phase": null,
+         *           "cpu_count": 2,
+         *           "cpu_granted": 1,
+         *           "created_at": "2026-01-02T03:04:05.000006Z",
+         *           "destroyed_at": null,
+         *           "disk_mb": 20480,
+         *           "disk_size_mb": 20480,
+         *           "external_project_id": null,
+         *           "external_user_id": null,
+         *           "external_workspace_id": null,
+         *           "forked_from": null,
+         *           "generation": 1,
+         *           "id": "sbx_7q2",
+         *           "idle_timeout_sec": 0,
+         *           "image_id": "miosa-sandbox",
+         *           "inserted_at": "2026-01-02T03:04:05.000006Z",
+         *           "memory_mb": 4096,
+         *           "metadata": {
+         *             "team": "core"
+         *           },
+         *           "name": "web",
+         *           "owner_id": null,
+         *           "paused_at": null,
+         *           "persistent": true,
+         *           "preview_domain": null,
+         *           "preview_url": null,
+         *           "project_id": null,
+         *           "project_name": null,
+         *           "project_slug": null,
+         *           "ready": true,
+         *           "ready_at": "2026-01-02T03:04:05.000006Z",
+         *           "recommended_next_action": null,
+         *           "resource_contract": {
+         *             "disk_size_mb": 20480,
+         *             "id": "sandbox/small@v1",
+         *             "memory_mb": 4096,
+         *             "product": "sandbox",
+         *             "size": "small",
+         *             "vcpus": 2,
+         *             "version": "v1"
+         *           },
+         *           "size": "small",
+         *           "slug": null,
+         *           "snapshot_id": "snap_3",
+         *           "stable_for_embedding": false,
+         *           "started_at": "2026-01-02T03:04:05.000006Z",
+         *           "state": "running",
+         *           "tags": [
+         *             "core"
+         *           ],
+         *           "template_id": "miosa-sandbox",
+         *           "tenant_id": null,
+         *           "timeout_remaining_ms": 238500,
+         *           "timeout_sec": 300,
+         *           "total_runtime_sec": 61,
+         *           "url_class": null,
+         *           "url_info": null,
+         *           "workspace_id": null,
+         *           "workspace_name": null,
+         *           "workspace_slug": null
+         *         }
+         *       ]
+         *     }
+         */
         Data_Vec_SandboxRecord: {
             data: {
                 always_on: boolean;
@@ -3104,7 +3998,22 @@ export interface components {
                 workspace_slug?: string | null;
             }[];
         };
-        /** @description The envelope of a single resource, and of every list. */
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": [
+         *         {
+         *           "created_at": "2026-01-02T03:04:05.000000Z",
+         *           "expires_at": null,
+         *           "id": "shr_k3j2h4g5f6d7s8a9",
+         *           "scope": "read",
+         *           "share_id": "shr_k3j2h4g5f6d7s8a9",
+         *           "share_url": "http://127.83.0.5:3000/?ms=ms_a2b3c4...",
+         *           "token_prefix": "ms_a2b3c"
+         *         }
+         *       ]
+         *     }
+         */
         Data_Vec_ShareRecord: {
             data: {
                 /** @description When it was made. */
@@ -3123,7 +4032,43 @@ export interface components {
                 token_prefix: string;
             }[];
         };
-        /** @description The envelope of a single resource, and of every list. */
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": [
+         *         {
+         *           "comment": "before the upgrade",
+         *           "cpu_count": 1,
+         *           "created_at": "2026-01-02T03:04:05.000000Z",
+         *           "disk_size_mb": 10240,
+         *           "exclusive_bytes": 12582912,
+         *           "expires_at": null,
+         *           "generation": 1,
+         *           "has_memory": true,
+         *           "id": "snap_1q7x",
+         *           "memory_mb": 2048,
+         *           "metadata": {},
+         *           "name": null,
+         *           "parent_id": null,
+         *           "pause_ms": 41.2,
+         *           "resource": {
+         *             "id": "sbx_4k2p",
+         *             "name": "build",
+         *             "type": "sandbox"
+         *           },
+         *           "sandbox_id": "sbx_4k2p",
+         *           "sandbox_name": "build",
+         *           "shared_bytes": 37748736,
+         *           "size": "xs",
+         *           "size_bytes": 50331648,
+         *           "snapshot_id": "snap_1q7x",
+         *           "status": "ready",
+         *           "template_id": "miosa-sandbox",
+         *           "updated_at": "2026-01-02T03:04:05.000000Z"
+         *         }
+         *       ]
+         *     }
+         */
         Data_Vec_SnapshotRecord: {
             data: {
                 comment?: string | null;
@@ -3183,7 +4128,23 @@ export interface components {
                 updated_at: string;
             }[];
         };
-        /** @description The envelope of a single resource, and of every list. */
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": [
+         *         {
+         *           "clients": 1,
+         *           "cols": 120,
+         *           "command": "shell",
+         *           "opened_at": "2026-01-02T03:04:05.000000Z",
+         *           "pid": 231,
+         *           "rows": 40,
+         *           "session_id": "term_1",
+         *           "ws_url": "ws://127.0.0.1:7333/api/v1/sandboxes/sbx_7/terminal/stream?session=term_1"
+         *         }
+         *       ]
+         *     }
+         */
         Data_Vec_TerminalRecord: {
             data: {
                 /**
@@ -3216,7 +4177,20 @@ export interface components {
                 ws_url: string;
             }[];
         };
-        /** @description The envelope of a single resource, and of every list. */
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": {
+         *         "failed": [],
+         *         "written": [
+         *           {
+         *             "path": "/workspace/a.py",
+         *             "size_bytes": 5
+         *           }
+         *         ]
+         *       }
+         *     }
+         */
         Data_WriteMany: {
             /** @description What became of several files. */
             data: {
@@ -3226,7 +4200,15 @@ export interface components {
                 written: components["schemas"]["FileWritten"][];
             };
         };
-        /** @description The envelope of a single resource, and of every list. */
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": {
+         *         "path": "/workspace/a.py",
+         *         "size": 5
+         *       }
+         *     }
+         */
         Data_Written: {
             /** @description A file was written. */
             data: {
@@ -3257,14 +4239,29 @@ export interface components {
             /** @description The sandbox whose snapshots without a name are deleted; needs `all` and `confirm`. */
             resource_id?: string | null;
         };
-        /** @description What became of many snapshots. */
+        /**
+         * @description What became of many snapshots.
+         * @example {
+         *       "deleted": [
+         *         "snap_3"
+         *       ],
+         *       "failed": []
+         *     }
+         */
         DeletedMany: {
             /** @description These are gone. */
             deleted: string[];
             /** @description These are not. */
             failed: components["schemas"]["BulkFailure"][];
         };
-        /** @description A snapshot is gone. */
+        /**
+         * @description A snapshot is gone.
+         * @example {
+         *       "freed_bytes": 4194304,
+         *       "id": "snap_3",
+         *       "status": "deleted"
+         *     }
+         */
         DeletedSnapshot: {
             /**
              * Format: int64
@@ -3281,7 +4278,14 @@ export interface components {
             /** @description Where it is in its life. */
             state: string;
         };
-        /** @description What destroy answers: enough for a client to see that the sandbox is gone. */
+        /**
+         * @description What destroy answers: enough for a client to see that the sandbox is gone.
+         * @example {
+         *       "destroyed_at": "2026-01-02T03:04:05.000006Z",
+         *       "id": "sbx_7q2",
+         *       "state": "destroyed"
+         *     }
+         */
         DestroyedRecord: {
             /** @description When it was gone. */
             destroyed_at?: string | null;
@@ -3290,7 +4294,16 @@ export interface components {
             /** @description `destroyed`. */
             state: string;
         };
-        /** @description A detached command. */
+        /**
+         * @description A detached command.
+         * @example {
+         *       "command": "npm run dev",
+         *       "name": null,
+         *       "pid": 214,
+         *       "started_at": "2026-01-02T03:04:05.000006Z",
+         *       "status": "running"
+         *     }
+         */
         Detached: {
             /** @description What runs. */
             command: string;
@@ -3331,7 +4344,12 @@ export interface components {
              */
             write_bytes: number;
         };
-        /** @description A directory was made, or is there. */
+        /**
+         * @description A directory was made, or is there.
+         * @example {
+         *       "path": "/workspace/src"
+         *     }
+         */
         DirMade: {
             /** @description Where. */
             path: string;
@@ -3349,7 +4367,18 @@ export interface components {
              */
             shared_bytes: number;
         };
-        /** @description What everything takes on the disk. */
+        /**
+         * @description What everything takes on the disk.
+         * @example {
+         *       "exclusive_bytes": 12582912,
+         *       "owners": {
+         *         "sbx_7q2": {
+         *           "exclusive_bytes": 12582912,
+         *           "shared_bytes": 0
+         *         }
+         *       }
+         *     }
+         */
         DiskUse: {
             /**
              * Format: int64
@@ -3364,7 +4393,10 @@ export interface components {
                 [key: string]: components["schemas"]["DiskShare"];
             };
         };
-        /** @description Takes no fields; any that come are ignored. */
+        /**
+         * @description Takes no fields; any that come are ignored.
+         * @example {}
+         */
         EmptyBody: Record<string, never>;
         /**
          * @description Variables to set.
@@ -3390,7 +4422,13 @@ export interface components {
             /** @description Any text without a zero byte. */
             value: string;
         };
-        /** @description A variable was taken away. */
+        /**
+         * @description A variable was taken away.
+         * @example {
+         *       "deleted": true,
+         *       "name": "DEBUG"
+         *     }
+         */
         EnvRemoved: {
             /** @description `true`. */
             deleted: boolean;
@@ -3459,7 +4497,17 @@ export interface components {
             /** @description Such as `sandbox.ready`; also the name of the frame. */
             type: string;
         };
-        /** @description A command to run. */
+        /**
+         * @description A command to run.
+         * @example {
+         *       "command": "python3 -c 'print(6 * 7)'",
+         *       "cwd": "/workspace",
+         *       "env": {
+         *         "STAGE": "test"
+         *       },
+         *       "timeout": 30
+         *     }
+         */
         ExecBody: {
             /** @description A shell line, or a program and its arguments. */
             command: components["schemas"]["ExecCommand"];
@@ -3489,13 +4537,29 @@ export interface components {
         /**
          * @description The document of exec. `error` is there only when the sandbox failed after the answer had begun: then `data` has what
          *     the command wrote until then, and exit code 255.
+         * @example {
+         *       "data": {
+         *         "duration_ms": 12,
+         *         "exit_code": 0,
+         *         "stderr": "",
+         *         "stdout": "42\n"
+         *       }
+         *     }
          */
         ExecData: {
             /** @description The result. */
             data: components["schemas"]["ExecResult"];
             error?: null | components["schemas"]["ErrorBody"];
         };
-        /** @description What a command did. */
+        /**
+         * @description What a command did.
+         * @example {
+         *       "duration_ms": 12,
+         *       "exit_code": 0,
+         *       "stderr": "",
+         *       "stdout": "42\n"
+         *     }
+         */
         ExecResult: {
             /**
              * Format: int64
@@ -3662,7 +4726,19 @@ export interface components {
             /** @description The same as `event`. */
             type: string;
         };
-        /** @description One file, directory or link in a listing. */
+        /**
+         * @description One file, directory or link in a listing.
+         * @example {
+         *       "is_dir": false,
+         *       "is_symlink": false,
+         *       "mode": "0644",
+         *       "modified_at": "2026-01-02T03:04:05.000006Z",
+         *       "name": "a.py",
+         *       "path": "/workspace/a.py",
+         *       "size": 5,
+         *       "type": "file"
+         *     }
+         */
         FileEntry: {
             /** @description It is a directory. */
             is_dir: boolean;
@@ -3765,7 +4841,13 @@ export interface components {
              */
             timeout_sec?: number | null;
         };
-        /** @description The server answers. */
+        /**
+         * @description The server answers.
+         * @example {
+         *       "status": "ok",
+         *       "version": "0.1.0"
+         *     }
+         */
         Health: {
             /** @description `ok`. */
             status: string;
@@ -3812,7 +4894,12 @@ export interface components {
             /** Format: int32 */
             timeout_sec_default: number;
         };
-        /** @description The payload of a `stdout` or `stderr` frame. */
+        /**
+         * @description The payload of a `stdout` or `stderr` frame.
+         * @example {
+         *       "line": "hello"
+         *     }
+         */
         LineData: {
             /** @description One line without its newline. */
             line: string;
@@ -3850,19 +4937,71 @@ export interface components {
             /** @description That preview's URL. */
             url?: string | null;
         };
-        /** @description What is in a directory. */
+        /**
+         * @description What is in a directory.
+         * @example {
+         *       "entries": [
+         *         {
+         *           "is_dir": false,
+         *           "is_symlink": false,
+         *           "mode": "0644",
+         *           "modified_at": "2026-01-02T03:04:05.000006Z",
+         *           "name": "a.py",
+         *           "path": "/workspace/a.py",
+         *           "size": 5,
+         *           "type": "file"
+         *         }
+         *       ],
+         *       "path": "/workspace"
+         *     }
+         */
         Listing: {
             /** @description Depth first, names in byte order. */
             entries: components["schemas"]["FileEntry"][];
             /** @description The directory. */
             path: string;
         };
-        /** @description The end of a sandbox's console. */
+        /**
+         * @description The end of a sandbox's console.
+         * @example {
+         *       "lines": [
+         *         "one",
+         *         "two"
+         *       ]
+         *     }
+         */
         Logs: {
             /** @description Oldest first. */
             lines: string[];
         };
-        /** @description Figures of a sandbox's machine since it started. */
+        /**
+         * @description Figures of a sandbox's machine since it started.
+         * @example {
+         *       "assist": {},
+         *       "devices": {
+         *         "block0": {
+         *           "errors": 0,
+         *           "held": false,
+         *           "read_bytes": 1048576,
+         *           "requests": 40,
+         *           "write_bytes": 65536
+         *         }
+         *       },
+         *       "memory_resident_bytes": 83886080,
+         *       "paused": false,
+         *       "uptime_us": 61500000,
+         *       "vcpus": [
+         *         {
+         *           "cpu_us": 410000,
+         *           "exit_us": 9000,
+         *           "exits": {
+         *             "mmio_write": 120
+         *           },
+         *           "run_us": 400000
+         *         }
+         *       ]
+         *     }
+         */
         MachineFigures: {
             /** @description Times the assist finished an instruction, by its name. */
             assist: {
@@ -3964,7 +5103,13 @@ export interface components {
             /** @description Absolute path of what there will be; missing parents are made, a file that is there is replaced. */
             to: string;
         };
-        /** @description Something was moved. */
+        /**
+         * @description Something was moved.
+         * @example {
+         *       "from": "/workspace/a.py",
+         *       "to": "/workspace/old/a.py"
+         *     }
+         */
         Moved: {
             /** @description Where it was. */
             from: string;
@@ -3986,14 +5131,93 @@ export interface components {
             /** @description This snapshot gets the name. */
             snapshot_id?: string | null;
         };
-        /** @description A name was taken away. */
+        /**
+         * @description A name was taken away.
+         * @example {
+         *       "data": {
+         *         "comment": "before the upgrade",
+         *         "cpu_count": 1,
+         *         "created_at": "2026-01-02T03:04:05.000000Z",
+         *         "disk_size_mb": 10240,
+         *         "exclusive_bytes": 12582912,
+         *         "expires_at": null,
+         *         "generation": 1,
+         *         "has_memory": true,
+         *         "id": "snap_1q7x",
+         *         "memory_mb": 2048,
+         *         "metadata": {},
+         *         "name": null,
+         *         "parent_id": null,
+         *         "pause_ms": 41.2,
+         *         "resource": {
+         *           "id": "sbx_4k2p",
+         *           "name": "build",
+         *           "type": "sandbox"
+         *         },
+         *         "sandbox_id": "sbx_4k2p",
+         *         "sandbox_name": "build",
+         *         "shared_bytes": 37748736,
+         *         "size": "xs",
+         *         "size_bytes": 50331648,
+         *         "snapshot_id": "snap_1q7x",
+         *         "status": "ready",
+         *         "template_id": "miosa-sandbox",
+         *         "updated_at": "2026-01-02T03:04:05.000000Z"
+         *       },
+         *       "outcome": "released"
+         *     }
+         */
         NameRemoved: {
             /** @description The snapshot, which has no name now and stays in the history. */
             data: components["schemas"]["SnapshotRecord"];
             /** @description `released`. */
             outcome: string;
         };
-        /** @description A name that keeps a snapshot. */
+        /**
+         * @description A name that keeps a snapshot.
+         * @example {
+         *       "created_at": "2026-01-02T03:04:05.000006Z",
+         *       "name": "golden",
+         *       "resource": {
+         *         "id": "sbx_7q2",
+         *         "name": "web",
+         *         "type": "sandbox"
+         *       },
+         *       "size_bytes": 5,
+         *       "snapshot": {
+         *         "comment": "before the upgrade",
+         *         "cpu_count": 1,
+         *         "created_at": "2026-01-02T03:04:05.000000Z",
+         *         "disk_size_mb": 10240,
+         *         "exclusive_bytes": 12582912,
+         *         "expires_at": null,
+         *         "generation": 1,
+         *         "has_memory": true,
+         *         "id": "snap_1q7x",
+         *         "memory_mb": 2048,
+         *         "metadata": {},
+         *         "name": null,
+         *         "parent_id": null,
+         *         "pause_ms": 41.2,
+         *         "resource": {
+         *           "id": "sbx_4k2p",
+         *           "name": "build",
+         *           "type": "sandbox"
+         *         },
+         *         "sandbox_id": "sbx_4k2p",
+         *         "sandbox_name": "build",
+         *         "shared_bytes": 37748736,
+         *         "size": "xs",
+         *         "size_bytes": 50331648,
+         *         "snapshot_id": "snap_1q7x",
+         *         "status": "ready",
+         *         "template_id": "miosa-sandbox",
+         *         "updated_at": "2026-01-02T03:04:05.000000Z"
+         *       },
+         *       "snapshot_id": "snap_3",
+         *       "status": "ready"
+         *     }
+         */
         NamedSnapshot: {
             /** @description When the snapshot was taken. */
             created_at: string;
@@ -4013,21 +5237,126 @@ export interface components {
             /** @description `ready`. */
             status: string;
         };
-        /** @description All names. */
+        /**
+         * @description All names.
+         * @example {
+         *       "allowance": {
+         *         "limit": null,
+         *         "price_cents": 0,
+         *         "used": 1
+         *       },
+         *       "data": [
+         *         {
+         *           "created_at": "2026-01-02T03:04:05.000006Z",
+         *           "name": "golden",
+         *           "resource": {
+         *             "id": "sbx_7q2",
+         *             "name": "web",
+         *             "type": "sandbox"
+         *           },
+         *           "size_bytes": 5,
+         *           "snapshot": {
+         *             "comment": "before the upgrade",
+         *             "cpu_count": 1,
+         *             "created_at": "2026-01-02T03:04:05.000000Z",
+         *             "disk_size_mb": 10240,
+         *             "exclusive_bytes": 12582912,
+         *             "expires_at": null,
+         *             "generation": 1,
+         *             "has_memory": true,
+         *             "id": "snap_1q7x",
+         *             "memory_mb": 2048,
+         *             "metadata": {},
+         *             "name": null,
+         *             "parent_id": null,
+         *             "pause_ms": 41.2,
+         *             "resource": {
+         *               "id": "sbx_4k2p",
+         *               "name": "build",
+         *               "type": "sandbox"
+         *             },
+         *             "sandbox_id": "sbx_4k2p",
+         *             "sandbox_name": "build",
+         *             "shared_bytes": 37748736,
+         *             "size": "xs",
+         *             "size_bytes": 50331648,
+         *             "snapshot_id": "snap_1q7x",
+         *             "status": "ready",
+         *             "template_id": "miosa-sandbox",
+         *             "updated_at": "2026-01-02T03:04:05.000000Z"
+         *           },
+         *           "snapshot_id": "snap_3",
+         *           "status": "ready"
+         *         }
+         *       ]
+         *     }
+         */
         NamedSnapshots: {
             /** @description What names cost here: nothing. */
             allowance: components["schemas"]["Allowance"];
             /** @description Newest first. */
             data: components["schemas"]["NamedSnapshot"][];
         };
-        /** @description A name and what its snapshot's dependents are. */
+        /**
+         * @description A name and what its snapshot's dependents are.
+         * @example {
+         *       "data": {
+         *         "created_at": "2026-01-02T03:04:05.000006Z",
+         *         "name": "golden",
+         *         "resource": {
+         *           "id": "sbx_7q2",
+         *           "name": "web",
+         *           "type": "sandbox"
+         *         },
+         *         "size_bytes": 5,
+         *         "snapshot": {
+         *           "comment": "before the upgrade",
+         *           "cpu_count": 1,
+         *           "created_at": "2026-01-02T03:04:05.000000Z",
+         *           "disk_size_mb": 10240,
+         *           "exclusive_bytes": 12582912,
+         *           "expires_at": null,
+         *           "generation": 1,
+         *           "has_memory": true,
+         *           "id": "snap_1q7x",
+         *           "memory_mb": 2048,
+         *           "metadata": {},
+         *           "name": null,
+         *           "parent_id": null,
+         *           "pause_ms": 41.2,
+         *           "resource": {
+         *             "id": "sbx_4k2p",
+         *             "name": "build",
+         *             "type": "sandbox"
+         *           },
+         *           "sandbox_id": "sbx_4k2p",
+         *           "sandbox_name": "build",
+         *           "shared_bytes": 37748736,
+         *           "size": "xs",
+         *           "size_bytes": 50331648,
+         *           "snapshot_id": "snap_1q7x",
+         *           "status": "ready",
+         *           "template_id": "miosa-sandbox",
+         *           "updated_at": "2026-01-02T03:04:05.000000Z"
+         *         },
+         *         "snapshot_id": "snap_3",
+         *         "status": "ready"
+         *       },
+         *       "dependents": []
+         *     }
+         */
         NamedWithDependents: {
             /** @description The name. */
             data: components["schemas"]["NamedSnapshot"];
             /** @description Live sandboxes. */
             dependents: components["schemas"]["Dependent"][];
         };
-        /** @description A path to look at. */
+        /**
+         * @description A path to look at.
+         * @example {
+         *       "path": "/workspace/a.py"
+         *     }
+         */
         PathBody: {
             /** @description Absolute path. */
             path: string;
@@ -4274,7 +5603,19 @@ export interface components {
             /** @description It can be written to. */
             stdin_open: boolean;
         };
-        /** @description Whether a sandbox is command-ready, and how far each part of it is (contract 8.7). */
+        /**
+         * @description Whether a sandbox is command-ready, and how far each part of it is (contract 8.7).
+         * @example {
+         *       "components": {
+         *         "command_agent": "ready",
+         *         "filesystem": "ready"
+         *       },
+         *       "last_error": null,
+         *       "ready": true,
+         *       "state": "running",
+         *       "status": "ready"
+         *     }
+         */
         Readiness: {
             /** @description Each component: `ready` or `pending`. */
             components: Record<string, never>;
@@ -4287,7 +5628,13 @@ export interface components {
             /** @description `ready` or `pending`; `failed` when it never will be. */
             status: string;
         };
-        /** @description Something was removed. */
+        /**
+         * @description Something was removed.
+         * @example {
+         *       "deleted": true,
+         *       "path": "/workspace/a.py"
+         *     }
+         */
         Removed: {
             /** @description `true`. */
             deleted: boolean;
@@ -4320,7 +5667,27 @@ export interface components {
             /** @description Why not. */
             reason: string;
         };
-        /** @description The sandbox has the shape that was asked for. */
+        /**
+         * @description The sandbox has the shape that was asked for.
+         * @example {
+         *       "applied_live": true,
+         *       "billing": null,
+         *       "capabilities": {
+         *         "live_cpu": false,
+         *         "live_disk": false,
+         *         "live_memory": false,
+         *         "reason": "A machine keeps the shape that it was made with"
+         *       },
+         *       "changes": {},
+         *       "requires_restart": false,
+         *       "resources": {
+         *         "cpu": 1,
+         *         "cpu_granted": 1,
+         *         "disk_size_mb": 20480,
+         *         "memory_mb": 4096
+         *       }
+         *     }
+         */
         Resized: {
             applied_live: boolean;
             /** @description `null`: nothing is charged. */
@@ -4529,7 +5896,75 @@ export interface components {
             /** @description When. */
             ts: string;
         };
-        /** @description A sandbox as everyone sees it. */
+        /**
+         * @description A sandbox as everyone sees it.
+         * @example {
+         *       "always_on": false,
+         *       "boot_ms": 34,
+         *       "boot_path": "warm",
+         *       "checkpoint_pending": false,
+         *       "checkpoint_phase": null,
+         *       "cpu_count": 2,
+         *       "cpu_granted": 1,
+         *       "created_at": "2026-01-02T03:04:05.000006Z",
+         *       "destroyed_at": null,
+         *       "disk_mb": 20480,
+         *       "disk_size_mb": 20480,
+         *       "external_project_id": null,
+         *       "external_user_id": null,
+         *       "external_workspace_id": null,
+         *       "forked_from": null,
+         *       "generation": 1,
+         *       "id": "sbx_7q2",
+         *       "idle_timeout_sec": 0,
+         *       "image_id": "miosa-sandbox",
+         *       "inserted_at": "2026-01-02T03:04:05.000006Z",
+         *       "memory_mb": 4096,
+         *       "metadata": {
+         *         "team": "core"
+         *       },
+         *       "name": "web",
+         *       "owner_id": null,
+         *       "paused_at": null,
+         *       "persistent": true,
+         *       "preview_domain": null,
+         *       "preview_url": null,
+         *       "project_id": null,
+         *       "project_name": null,
+         *       "project_slug": null,
+         *       "ready": true,
+         *       "ready_at": "2026-01-02T03:04:05.000006Z",
+         *       "recommended_next_action": null,
+         *       "resource_contract": {
+         *         "disk_size_mb": 20480,
+         *         "id": "sandbox/small@v1",
+         *         "memory_mb": 4096,
+         *         "product": "sandbox",
+         *         "size": "small",
+         *         "vcpus": 2,
+         *         "version": "v1"
+         *       },
+         *       "size": "small",
+         *       "slug": null,
+         *       "snapshot_id": "snap_3",
+         *       "stable_for_embedding": false,
+         *       "started_at": "2026-01-02T03:04:05.000006Z",
+         *       "state": "running",
+         *       "tags": [
+         *         "core"
+         *       ],
+         *       "template_id": "miosa-sandbox",
+         *       "tenant_id": null,
+         *       "timeout_remaining_ms": 238500,
+         *       "timeout_sec": 300,
+         *       "total_runtime_sec": 61,
+         *       "url_class": null,
+         *       "url_info": null,
+         *       "workspace_id": null,
+         *       "workspace_name": null,
+         *       "workspace_slug": null
+         *     }
+         */
         SandboxRecord: {
             always_on: boolean;
             /**
@@ -4763,14 +6198,70 @@ export interface components {
             /** @description How many. */
             snapshot_count: number;
         };
-        /** @description A page of groups. */
+        /**
+         * @description A page of groups.
+         * @example {
+         *       "data": [
+         *         {
+         *           "exclusive_bytes": 12582912,
+         *           "latest_at": "2026-01-02T03:04:05.000006Z",
+         *           "latest_snapshot_id": "snap_3",
+         *           "oldest_at": "2026-01-02T03:04:05.000006Z",
+         *           "resource": {
+         *             "id": "sbx_7q2",
+         *             "name": "web",
+         *             "type": "sandbox"
+         *           },
+         *           "snapshot_count": 1
+         *         }
+         *       ],
+         *       "total": 1
+         *     }
+         */
         SnapshotGroups: {
             /** @description Newest activity first. */
             data: components["schemas"]["SnapshotGroup"][];
             /** @description How many there are on all pages. */
             total: number;
         };
-        /** @description A page of snapshots. */
+        /**
+         * @description A page of snapshots.
+         * @example {
+         *       "data": [
+         *         {
+         *           "comment": "before the upgrade",
+         *           "cpu_count": 1,
+         *           "created_at": "2026-01-02T03:04:05.000000Z",
+         *           "disk_size_mb": 10240,
+         *           "exclusive_bytes": 12582912,
+         *           "expires_at": null,
+         *           "generation": 1,
+         *           "has_memory": true,
+         *           "id": "snap_1q7x",
+         *           "memory_mb": 2048,
+         *           "metadata": {},
+         *           "name": null,
+         *           "parent_id": null,
+         *           "pause_ms": 41.2,
+         *           "resource": {
+         *             "id": "sbx_4k2p",
+         *             "name": "build",
+         *             "type": "sandbox"
+         *           },
+         *           "sandbox_id": "sbx_4k2p",
+         *           "sandbox_name": "build",
+         *           "shared_bytes": 37748736,
+         *           "size": "xs",
+         *           "size_bytes": 50331648,
+         *           "snapshot_id": "snap_1q7x",
+         *           "status": "ready",
+         *           "template_id": "miosa-sandbox",
+         *           "updated_at": "2026-01-02T03:04:05.000000Z"
+         *         }
+         *       ],
+         *       "total": 1
+         *     }
+         */
         SnapshotPage: {
             /** @description Newest first. */
             data: components["schemas"]["SnapshotRecord"][];
@@ -4881,7 +6372,42 @@ export interface components {
             /** @description A new name. */
             name?: string | null;
         };
-        /** @description A snapshot and what last came from it or took it. */
+        /**
+         * @description A snapshot and what last came from it or took it.
+         * @example {
+         *       "data": {
+         *         "comment": "before the upgrade",
+         *         "cpu_count": 1,
+         *         "created_at": "2026-01-02T03:04:05.000000Z",
+         *         "disk_size_mb": 10240,
+         *         "exclusive_bytes": 12582912,
+         *         "expires_at": null,
+         *         "generation": 1,
+         *         "has_memory": true,
+         *         "id": "snap_1q7x",
+         *         "memory_mb": 2048,
+         *         "metadata": {},
+         *         "name": null,
+         *         "parent_id": null,
+         *         "pause_ms": 41.2,
+         *         "resource": {
+         *           "id": "sbx_4k2p",
+         *           "name": "build",
+         *           "type": "sandbox"
+         *         },
+         *         "sandbox_id": "sbx_4k2p",
+         *         "sandbox_name": "build",
+         *         "shared_bytes": 37748736,
+         *         "size": "xs",
+         *         "size_bytes": 50331648,
+         *         "snapshot_id": "snap_1q7x",
+         *         "status": "ready",
+         *         "template_id": "miosa-sandbox",
+         *         "updated_at": "2026-01-02T03:04:05.000000Z"
+         *       },
+         *       "dependents": []
+         *     }
+         */
         SnapshotWithDependents: {
             /** @description The snapshot. */
             data: components["schemas"]["SnapshotRecord"];
@@ -4902,7 +6428,14 @@ export interface components {
             /** @description Close standard input afterwards. */
             end?: boolean;
         };
-        /** @description What was written. */
+        /**
+         * @description What was written.
+         * @example {
+         *       "pid": 214,
+         *       "stdin_open": true,
+         *       "written": 3
+         *     }
+         */
         StdinWritten: {
             /**
              * Format: int32
@@ -4914,7 +6447,50 @@ export interface components {
             /** @description Bytes. */
             written: number;
         };
-        /** @description What this server is and grants. */
+        /**
+         * @description What this server is and grants.
+         * @example {
+         *       "host": {
+         *         "assist": false,
+         *         "cpu_model": "AMD EPYC 7763",
+         *         "kvm": "/dev/kvm",
+         *         "module": "kvm_amd",
+         *         "problem": null,
+         *         "vcpus_max": 16
+         *       },
+         *       "limits": {
+         *         "cpu_count": [
+         *           1,
+         *           16
+         *         ],
+         *         "cpu_granted_max": 16,
+         *         "default_shape": {
+         *           "cpu_count": 2,
+         *           "disk_size_mb": 20480,
+         *           "memory_mb": 4096
+         *         },
+         *         "disk_size_mb": [
+         *           1024,
+         *           204800
+         *         ],
+         *         "idle_timeout_sec": [
+         *           0,
+         *           86400
+         *         ],
+         *         "memory_mb": [
+         *           512,
+         *           32768
+         *         ],
+         *         "sandboxes_max": 64,
+         *         "timeout_sec": [
+         *           1,
+         *           86400
+         *         ],
+         *         "timeout_sec_default": 300
+         *       },
+         *       "version": "0.1.0"
+         *     }
+         */
         SystemInfo: {
             /** @description What the host can do. */
             host: components["schemas"]["HostInfo"];
@@ -4938,14 +6514,95 @@ export interface components {
             /** @description All of them. */
             tags: string[];
         };
-        /** @description All templates. */
+        /**
+         * @description All templates.
+         * @example {
+         *       "data": [
+         *         {
+         *           "aliases": [
+         *             "default"
+         *           ],
+         *           "artifact_paths": [
+         *             "/workspace"
+         *           ],
+         *           "built_in": true,
+         *           "category": "sandbox",
+         *           "cpu_count": 2,
+         *           "created_at": "2026-01-02T03:04:05.000006Z",
+         *           "default": true,
+         *           "default_cpu": 2,
+         *           "default_memory_mb": 4096,
+         *           "description": "Debian bookworm with Python, Node.js and git",
+         *           "disk_mb": 20480,
+         *           "disk_mb_min": 1024,
+         *           "id": "miosa-sandbox",
+         *           "image_id": "miosa-sandbox",
+         *           "install_command": null,
+         *           "memory_mb": 4096,
+         *           "name": "Cove sandbox",
+         *           "preview_port": null,
+         *           "readiness_probe": null,
+         *           "runtimes": [
+         *             "python"
+         *           ],
+         *           "slug": "miosa-sandbox",
+         *           "start_command": null,
+         *           "status": "ready",
+         *           "tags": [
+         *             "core"
+         *           ],
+         *           "version": "1",
+         *           "workdir": "/workspace"
+         *         }
+         *       ],
+         *       "default_template_id": "miosa-sandbox"
+         *     }
+         */
         TemplateList: {
             /** @description Each template. */
             data: components["schemas"]["TemplateRecord"][];
             /** @description The one that create uses when the caller names none. */
             default_template_id?: string | null;
         };
-        /** @description What sandboxes can be made from. */
+        /**
+         * @description What sandboxes can be made from.
+         * @example {
+         *       "aliases": [
+         *         "default"
+         *       ],
+         *       "artifact_paths": [
+         *         "/workspace"
+         *       ],
+         *       "built_in": true,
+         *       "category": "sandbox",
+         *       "cpu_count": 2,
+         *       "created_at": "2026-01-02T03:04:05.000006Z",
+         *       "default": true,
+         *       "default_cpu": 2,
+         *       "default_memory_mb": 4096,
+         *       "description": "Debian bookworm with Python, Node.js and git",
+         *       "disk_mb": 20480,
+         *       "disk_mb_min": 1024,
+         *       "id": "miosa-sandbox",
+         *       "image_id": "miosa-sandbox",
+         *       "install_command": null,
+         *       "memory_mb": 4096,
+         *       "name": "Cove sandbox",
+         *       "preview_port": null,
+         *       "readiness_probe": null,
+         *       "runtimes": [
+         *         "python"
+         *       ],
+         *       "slug": "miosa-sandbox",
+         *       "start_command": null,
+         *       "status": "ready",
+         *       "tags": [
+         *         "core"
+         *       ],
+         *       "version": "1",
+         *       "workdir": "/workspace"
+         *     }
+         */
         TemplateRecord: {
             /** @description Other names under which create finds it. */
             aliases: string[];
@@ -5275,7 +6932,14 @@ export interface components {
              */
             run_us: number;
         };
-        /** @description The payload of the readiness stream's last frame. */
+        /**
+         * @description The payload of the readiness stream's last frame.
+         * @example {
+         *       "ready_at": "2026-01-02T03:04:05.000006Z",
+         *       "reason": null,
+         *       "state": "running"
+         *     }
+         */
         WaitOver: {
             /** @description Since when it is ready. */
             ready_at?: string | null;
@@ -5284,7 +6948,13 @@ export interface components {
             /** @description Where the sandbox is in its life. */
             state: string;
         };
-        /** @description A file to write. */
+        /**
+         * @description A file to write.
+         * @example {
+         *       "content_base64": "cHJpbnQoMSkK",
+         *       "path": "/workspace/a.py"
+         *     }
+         */
         WriteBody: {
             /** @description On `/fs/write` the text itself; on `/files` base64. */
             content?: string | null;
@@ -5293,19 +6963,51 @@ export interface components {
             /** @description Absolute path; missing parents are made. */
             path: string;
         };
-        /** @description What became of several files. */
+        /**
+         * @description What became of several files.
+         * @example {
+         *       "failed": [],
+         *       "written": [
+         *         {
+         *           "path": "/workspace/a.py",
+         *           "size_bytes": 5
+         *         }
+         *       ]
+         *     }
+         */
         WriteMany: {
             /** @description These are not. */
             failed: components["schemas"]["FileFailure"][];
             /** @description These are written. */
             written: components["schemas"]["FileWritten"][];
         };
-        /** @description Several files to write. */
+        /**
+         * @description Several files to write.
+         * @example {
+         *       "files": [
+         *         {
+         *           "content": "print(1)\n",
+         *           "path": "/workspace/a.py"
+         *         },
+         *         {
+         *           "content": "AP8=",
+         *           "encoding": "base64",
+         *           "path": "/workspace/b.bin"
+         *         }
+         *       ]
+         *     }
+         */
         WriteManyBody: {
             /** @description In this order. */
             files: components["schemas"]["FileInMany"][];
         };
-        /** @description A file was written. */
+        /**
+         * @description A file was written.
+         * @example {
+         *       "path": "/workspace/a.py",
+         *       "size": 5
+         *     }
+         */
         Written: {
             /** @description Where. */
             path: string;
