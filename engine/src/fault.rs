@@ -1,9 +1,9 @@
 //! Fault points: named places between two steps of an operation, where a test can make the server or a machine die.
 //!
 //! `COVE_FAULT=<point>:<what>` with `what` one of `kill` (this process, as by SIGKILL), `kill-vmm` (the operation's machine)
-//! and `kill-all` (the machine, then this process). Without the variable a point costs one look at a static.
+//! and `kill-all` (the machine, then this process). It happens once: a server that lives on goes on without faults.
 
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use rustix::process::{Signal, getpid, kill_process};
 
@@ -21,9 +21,10 @@ struct Fault {
 
 /// Passes a point. `machine` is the operation's, if it has one here.
 pub(crate) async fn point(name: &str, machine: Option<&Machine>) {
-    static FAULT: OnceLock<Option<Fault>> = OnceLock::new();
-    let fault = FAULT.get_or_init(|| std::env::var(VARIABLE).ok().and_then(|text| parse(&text)));
-    if let Some(fault) = fault.as_ref().filter(|fault| fault.point == name) {
+    static FAULT: OnceLock<Mutex<Option<Fault>>> = OnceLock::new();
+    let fault = FAULT.get_or_init(|| Mutex::new(std::env::var(VARIABLE).ok().and_then(|text| parse(&text))));
+    let asked = fault.lock().unwrap_or_else(PoisonError::into_inner).take_if(|fault| fault.point == name);
+    if let Some(fault) = asked {
         tracing::error!(point = name, server = fault.server, machine = fault.machine, "a fault was asked for");
         if let Some(machine) = machine.filter(|_| fault.machine)
             && let Err(error) = machine.kill().await

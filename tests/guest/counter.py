@@ -17,4 +17,7 @@ while True:
     with open("/tmp/n.new", "w") as file:
         file.write(f"{count} {os.getpid()} {time.monotonic()}")
     os.replace("/tmp/n.new", "/tmp/n")
+    if count == 1:
+        with open("/tmp/counts", "w") as file:
+            file.write("it counts\n")
     time.sleep(0.2)
