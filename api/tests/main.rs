@@ -10,6 +10,7 @@ mod events;
 mod hostile;
 mod idempotency;
 mod openapi;
+mod previews;
 mod routing;
 mod sandboxes;
 mod snapshots;

@@ -8,6 +8,7 @@ mod files;
 mod life;
 pub mod local;
 mod observe;
+mod previews;
 mod records;
 mod snapshots;
 mod streams;
@@ -24,6 +25,7 @@ use serde_json::Value;
 pub use errors::ClientError;
 pub use files::FileEntry;
 pub use observe::Event;
+pub use previews::Preview;
 pub use records::{CreateRequest, Sandbox, find};
 #[cfg(test)]
 pub use snapshots::tests as tests_of_snapshots;

@@ -20,6 +20,7 @@ mod run;
 mod cp;
 mod env;
 mod events;
+mod expose;
 mod logs;
 mod ls;
 mod rm;
@@ -82,6 +83,14 @@ enum Command {
     Tree(tree::Args),
     /// Copy files into and out of a sandbox.
     Cp(cp::Args),
+    /// Make a port of a sandbox a URL on this computer, and print it
+    Expose(expose::Args),
+    /// List the exposed ports of a sandbox
+    Previews(expose::OneArgs),
+    /// Take exposed ports of a sandbox back
+    Unexpose(expose::UnexposeArgs),
+    /// List who listens on TCP ports in a sandbox
+    Ports(expose::OneArgs),
     /// Show a sandbox's console.
     Logs(logs::Args),
     /// Show what happens to sandboxes, as it happens
@@ -117,6 +126,10 @@ async fn main() -> ExitCode {
         Command::Fork(args) => fork::run(args, &connection).await,
         Command::Tree(args) => tree::run(args, &connection).await,
         Command::Cp(args) => cp::run(args, &connection).await,
+        Command::Expose(args) => expose::expose(args, &connection).await,
+        Command::Previews(args) => expose::previews(args, &connection).await,
+        Command::Unexpose(args) => expose::unexpose(args, &connection).await,
+        Command::Ports(args) => expose::ports(args, &connection).await,
         Command::Logs(args) => logs::run(args, &connection).await,
         Command::Events(args) => events::run(args, &connection).await,
         Command::Top(args) => top::run(args, &connection).await,

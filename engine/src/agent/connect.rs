@@ -4,7 +4,8 @@
 //! nobody takes what comes, the task stops reading, and the program in the guest waits.
 
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use bytes::Bytes;
 use cove_protocol::guest::{CHUNK_BYTES_MAX, Input, Listener, Reply, Request};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::PollSender;
 use tracing::Instrument;
 
@@ -22,6 +24,9 @@ use crate::framed::{FrameReader, FrameWriter};
 
 /// Chunks of one direction that wait, each at most [`CHUNK_BYTES_MAX`].
 const CHUNKS_QUEUED_MAX: usize = 2;
+
+/// How long a program may go on with a stream that nobody hears any more, when it was told its end.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// A stream to a program in the guest. [`AsyncWrite::poll_shutdown`] ends one direction alone; dropped before both ended, it
 /// resets the program's connection.
@@ -71,21 +76,33 @@ impl Agent {
     }
 }
 
-/// Carries a stream's connection to its end, or until its [`GuestStream`] is dropped, which closes the connection.
+/// Carries a stream's connection to its end. A [`GuestStream`] that is dropped without having ended its direction closes the
+/// connection at once, one that did has some time left for what it said last.
 async fn carry(mut connection: Connection, inputs: mpsc::Receiver<Input>, sender: mpsc::Sender<io::Result<Bytes>>) {
-    let mut sent_end = false;
+    let sent_end = AtomicBool::new(false);
+    let (reader, writer) = (&mut connection.framed.reader, &mut connection.framed.writer);
+    let whole = async {
+        let (mut reading, writing) = (pin!(read(reader, &sender)), write(writer, inputs, &sent_end));
+        tokio::select! {
+            over = reading.as_mut() => Some(over),
+            () = writing => if sent_end.load(Ordering::Relaxed) { Some(reading.await) } else { None },
+        }
+    };
+    let unheard = async {
+        sender.closed().await;
+        sleep_until(Instant::now() + LAST_WORDS).await;
+    };
     let over = tokio::select! {
-        over = read(&mut connection.framed.reader, &sender) => over,
-        () = write(&mut connection.framed.writer, inputs, &mut sent_end) => return,
-        () = sender.closed() => return,
+        over = whole => over,
+        () = unheard => None,
     };
     match over {
         // Only when the end was sent can nothing else be on its way.
-        Ok(()) if sent_end => connection.give_back(),
-        Ok(()) => {}
-        Err(error) => {
+        Some(Ok(())) if sent_end.load(Ordering::Relaxed) => connection.give_back(),
+        Some(Err(error)) => {
             let _ = sender.send(Err(error)).await;
         }
+        _ => {}
     }
 }
 
@@ -94,7 +111,7 @@ async fn read(reader: &mut FrameReader, sender: &mpsc::Sender<io::Result<Bytes>>
     loop {
         match reader.read::<Reply>().await.map_err(io::Error::other)? {
             Some(Reply::Data(data)) => {
-                // Nobody listens any more: `carry` sees that too.
+                // What nobody hears any more is dropped, for as long as `carry` lets it.
                 let _ = sender.send(Ok(Bytes::from(data.into_vec()))).await;
             }
             // Told as an empty chunk, which no data is.
@@ -109,20 +126,18 @@ async fn read(reader: &mut FrameReader, sender: &mpsc::Sender<io::Result<Bytes>>
     }
 }
 
-/// Passes on what the program is told. Returns when the [`GuestStream`] is dropped before its end, or the connection breaks.
-async fn write(writer: &mut FrameWriter, mut inputs: mpsc::Receiver<Input>, sent_end: &mut bool) {
+/// Passes on what the program is told, to the end of it, or until the [`GuestStream`] is dropped.
+async fn write(writer: &mut FrameWriter, mut inputs: mpsc::Receiver<Input>, sent_end: &AtomicBool) {
     while let Some(input) = inputs.recv().await {
-        let end = input == Input::End;
         if writer.write(&input).await.is_err() {
-            break;
+            // The reader sees that too, and what came before.
+            std::future::pending().await
         }
-        if end {
-            *sent_end = true;
-            break;
+        if input == Input::End {
+            sent_end.store(true, Ordering::Relaxed);
+            return;
         }
     }
-    // The reader sees what became of it; a stream that is dropped closes its other half too.
-    std::future::pending().await
 }
 
 impl AsyncRead for GuestStream {

@@ -425,3 +425,35 @@ async fn a_stream_that_the_program_breaks_ends_with_an_error_and_one_that_is_ref
     let error = mock.agent.connect(2).await.unwrap_err();
     assert!(matches!(error, Error::Guest { kind: ErrorKind::Refused, .. }), "{error}");
 }
+
+#[tokio::test]
+async fn a_stream_that_is_dropped_after_its_end_is_ended_and_one_before_is_cut_off() {
+    for ends in [true, false] {
+        let mock = Mock::start().await;
+        let (heard, hears) = tokio::sync::oneshot::channel();
+        mock.script(move |mut framed, _| {
+            tokio::spawn(async move {
+                framed.writer.write(&Reply::Connected).await.ok()?;
+                let first = framed.reader.read::<Input>().await.ok().flatten();
+                let second = framed.reader.read::<Input>().await.ok().flatten();
+                heard.send((first, second)).unwrap();
+                for reply in [Reply::Data(b"unheard".to_vec().into()), Reply::End, Reply::Done] {
+                    framed.writer.write(&reply).await.ok()?;
+                }
+                Some(framed)
+            })
+        });
+        let mut stream = mock.agent.connect(1).await.unwrap();
+        stream.write_all(b"last").await.unwrap();
+        if ends {
+            stream.shutdown().await.unwrap();
+        }
+        drop(stream);
+        let (first, second) = hears.await.unwrap();
+        if ends {
+            assert_eq!((first, second), (Some(Input::Data(b"last".to_vec().into())), Some(Input::End)));
+        } else {
+            assert_eq!(second, None);
+        }
+    }
+}
