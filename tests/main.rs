@@ -11,6 +11,7 @@ mod cli;
 mod disks;
 mod faults;
 mod lives;
+mod preview;
 mod recovery;
 mod rest;
 mod sdk;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         watch::tests(&shared),
         traffic::tests(&shared),
         lives::tests(&shared),
+        preview::tests(&shared),
         recovery::tests(&shared),
         faults::tests(&shared),
     ];

@@ -30,6 +30,7 @@ pub fn tests(shared: &Arc<Shared>) -> Vec<Trial> {
         parallel(shared, "sdk::observing_trees", |shared| pytest(shared, "test_tree.py")),
         parallel(shared, "sdk::observing", |shared| pytest(shared, "test_observe.py")),
         parallel(shared, "sdk::observing_asynchronous", |shared| pytest(shared, "test_observe_async.py")),
+        parallel(shared, "sdk::previews", |shared| pytest(shared, "test_previews.py")),
         parallel(shared, "sdk::errors", |shared| pytest(shared, "test_errors.py")),
         parallel(shared, "sdk::life", |shared| pytest(shared, "test_life.py")),
         parallel(shared, "sdk::snapshots", |shared| pytest(shared, "test_snapshots.py")),
@@ -75,7 +76,8 @@ fn environment() -> Result<PathBuf> {
     Ok(dir.join("venv"))
 }
 
-fn cache_dir() -> Result<PathBuf> {
+/// Where what tests download is kept.
+pub fn cache_dir() -> Result<PathBuf> {
     let base = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|dir| dir.is_absolute());
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
     Ok(base.or_else(home).context("Neither XDG_CACHE_HOME nor HOME is set")?.join("cove"))
