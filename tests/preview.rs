@@ -24,7 +24,7 @@ use crate::sdk::cache_dir;
 const DEV_SERVER_PATIENCE: Duration = Duration::from_secs(150);
 
 /// A start of Python there.
-const PYTHON_PATIENCE: Duration = Duration::from_secs(60);
+const PYTHON_PATIENCE: Duration = Duration::from_secs(120);
 
 /// Held while the packages are installed.
 static INSTALLING: Mutex<()> = Mutex::new(());
@@ -147,17 +147,26 @@ fn lives(shared: &Shared) -> Result<()> {
         let sandbox = host.sandbox(&wanted)?;
         let events = follow(host)?;
         sandbox.write_file("/workspace/app.py", include_str!("guest/app.py"))?;
-        sandbox.run("nohup python3 app.py >/tmp/app.log 2>&1 &")?;
+        sandbox.run("nohup python3 -S -E app.py >/tmp/app.log 2>&1 &")?;
         let url = expose(&sandbox, 3000)?;
         until_it_answers(&url, PYTHON_PATIENCE)?;
         told(&events, "sandbox.preview.ready", 3000)?;
         let opened = told(&events, "sandbox.port.opened", 3000)?;
-        ensure!(opened["command"] == "python3 app.py" && opened["address"] == "0.0.0.0", "{opened}");
+        ensure!(opened["command"] == "python3 -S -E app.py" && opened["address"] == "0.0.0.0", "{opened}");
 
         let ports = host.api().get(&sandbox.path("/ports"))?.data()?;
         let listed = ports.as_array().context("No list")?.iter().find(|listener| listener["port"] == 3000);
         ensure!(listed.is_some_and(|listener| listener["url"] == json!(url)), "{ports}");
         aliased(host, &sandbox)?;
+        for (words, expected) in [
+            (&["expose", &sandbox.id, "3000"][..], url.trim_end_matches('/')),
+            (&["previews", &sandbox.id], &url),
+            (&["ports", &sandbox.id], "python3 -S -E app.py"),
+        ] {
+            let output = host.run_cove(words)?;
+            let said = String::from_utf8_lossy(&output.stdout);
+            ensure!(output.status.success() && said.contains(expected), "cove {words:?}: {output:?}");
+        }
 
         sandbox.post("/pause", &json!({}))?;
         ensure!(get(&url)?.0 == 200, "A request wakes it");

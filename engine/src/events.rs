@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cove_protocol::guest::Listener;
@@ -207,6 +208,8 @@ struct Shared {
     hidden: Hidden,
     sender: broadcast::Sender<Event>,
     kept: Mutex<Kept>,
+    /// Receivers that are the engine's own.
+    inside: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -233,7 +236,7 @@ impl Events {
     /// Of `hidden` sandboxes nothing is told.
     pub(crate) fn new(hidden: Hidden) -> Self {
         let (sender, _) = broadcast::channel(EVENTS_KEPT_MAX);
-        Self { shared: Arc::new(Shared { hidden, sender, kept: Mutex::default() }) }
+        Self { shared: Arc::new(Shared { hidden, sender, kept: Mutex::default(), inside: AtomicUsize::default() }) }
     }
 
     /// Tells everyone who listens.
@@ -256,7 +259,13 @@ impl Events {
 
     /// Somebody follows the events.
     pub(crate) fn has_listeners(&self) -> bool {
-        self.shared.sender.receiver_count() > 0
+        self.shared.sender.receiver_count() > self.shared.inside.load(Ordering::Relaxed)
+    }
+
+    /// For a part of the engine that follows the events as long as the engine lives, and counts for nobody.
+    pub(crate) fn subscribe_inside(&self) -> broadcast::Receiver<Event> {
+        self.shared.inside.fetch_add(1, Ordering::Relaxed);
+        self.subscribe()
     }
 
     pub(crate) fn subscribe(&self) -> broadcast::Receiver<Event> {

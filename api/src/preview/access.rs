@@ -2,8 +2,8 @@
 //!
 //! Every request must name exactly the place that it came to (`Host`): a foreign name that was made to point at this
 //! computer (DNS rebinding) is refused. **Public** means: everything on this computer, processes and pages alike, without a
-//! token. A page from elsewhere is no part of this computer even though its browser is: it may link here, but neither call
-//! nor change anything. **Private** means: whoever shows a token, in the header `X-Cove-Preview-Token`, in the query (`mt`
+//! token. A page from elsewhere, and so a page of another sandbox, is no part of this computer even though its browser is:
+//! it may link here, but neither call nor change anything. **Private** means: whoever shows a token, in the header `X-Cove-Preview-Token`, in the query (`mt`
 //! or `ms`) or in a cookie. A browser that comes with the query gets the cookie and is sent on to the clean URL. The app
 //! never sees a token.
 
@@ -35,10 +35,15 @@ pub fn host<'a>(headers: &'a HeaderMap, uri: &'a Uri) -> Option<&'a str> {
     uri.authority().is_none_or(|authority| authority.as_str() == host).then_some(host)
 }
 
-/// Refuses what a page from elsewhere does in a browser of this computer.
-pub fn refuse_foreign_page(method: &Method, headers: &HeaderMap, own_pages: &[String]) -> Result<(), Refusal> {
+/// Refuses what a page from elsewhere does in a browser of this computer. `host` is where the request came to.
+pub fn refuse_foreign_page(
+    method: &Method,
+    headers: &HeaderMap,
+    own_pages: &[String],
+    host: &str,
+) -> Result<(), Refusal> {
     let text = |name: &HeaderName| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
-    let is_known = |origin: &str| is_local_origin(origin) || own_pages.iter().any(|known| known == origin);
+    let is_known = |origin: &str| is_local_origin(origin, host) || own_pages.iter().any(|known| known == origin);
     let navigates = text(&FETCH_MODE) == Some("navigate") && (method == Method::GET || method == Method::HEAD);
     let fine = match text(&header::ORIGIN) {
         Some(origin) => is_known(origin) || navigates,
@@ -60,13 +65,32 @@ fn origin_of(referer: &str) -> Option<String> {
     Some(format!("{}://{}", uri.scheme_str()?, uri.authority()?))
 }
 
-/// A page that was served by this computer.
-fn is_local_origin(origin: &str) -> bool {
+/// A page that was served by this computer itself, or by the sandbox that was asked. Other sandboxes' pages are what their
+/// guests want them to be.
+fn is_local_origin(origin: &str, asked: &str) -> bool {
     let Ok(uri) = origin.parse::<Uri>() else { return false };
     let Some(host) = uri.host().filter(|_| matches!(uri.scheme_str(), Some("http" | "https"))) else { return false };
     let name = host.to_ascii_lowercase();
-    let address = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
-    name == "localhost" || name.ends_with(".localhost") || address.is_ok_and(|address| address.is_loopback())
+    let asked = asked.rsplit_once(':').map_or(asked, |(name, _)| name);
+    if let Some(below) = name.strip_suffix(".localhost") {
+        // An alias of a preview, or a name that somebody's own server has.
+        return match alias_label(below) {
+            Some(label) => asked.strip_suffix(".localhost").and_then(alias_label) == Some(label),
+            None => true,
+        };
+    }
+    match name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
+        // 127.0.x.x is never a sandbox's (`engine/src/preview/address.rs`).
+        Ok(IpAddr::V4(address)) => address.octets()[..2] == [127, 0] || (address.is_loopback() && name == asked),
+        Ok(IpAddr::V6(address)) => address.is_loopback(),
+        Err(_) => name == "localhost",
+    }
+}
+
+/// What stands for the sandbox in `<port>-<label>`.
+fn alias_label(name: &str) -> Option<&str> {
+    let (port, label) = name.split_once('-')?;
+    (!port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit())).then_some(label)
 }
 
 /// Where a token was found.
@@ -204,13 +228,15 @@ mod tests {
     #[test]
     fn a_page_from_elsewhere_may_link_here_and_no_more() {
         let ours = ["tauri://localhost".to_owned()];
-        let refused =
-            |method: Method, lines: &[(&'static str, &str)]| refuse_foreign_page(&method, &map(lines), &ours).is_err();
+        let refused = |method: Method, lines: &[(&'static str, &str)]| {
+            refuse_foreign_page(&method, &map(lines), &ours, "127.9.9.9:3000").is_err()
+        };
         let (get, post) = (Method::GET, Method::POST);
         for lines in [
             &[][..],
             &[("origin", "http://127.9.9.9:4000")],
-            &[("origin", "http://3000-a.localhost:7334")],
+            &[("origin", "http://127.0.0.1:4000")],
+            &[("origin", "http://mine.localhost:7334")],
             &[("origin", "http://[::1]:1")],
             &[("origin", "tauri://localhost")],
             &[("origin", "https://evil.example"), ("sec-fetch-mode", "navigate")],
@@ -223,6 +249,8 @@ mod tests {
         for lines in [
             &[("origin", "https://evil.example")][..],
             &[("origin", "null")],
+            &[("origin", "http://127.9.9.8:3000")],
+            &[("origin", "http://3000-a.localhost:7334")],
             &[("origin", "http://localhost.evil.example")],
             &[("origin", "http://127.0.0.1.evil.example")],
             &[("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "no-cors")],
@@ -230,6 +258,11 @@ mod tests {
         ] {
             assert!(refused(get.clone(), lines), "{lines:?}");
         }
+        let alias = |label: &str| {
+            let origin = format!("http://8000-{label}.localhost:7334");
+            refuse_foreign_page(&get, &map(&[("origin", &origin)]), &ours, "3000-app.localhost:7334").is_ok()
+        };
+        assert!(alias("app") && !alias("other"));
         assert!(refused(post, &[("origin", "https://evil.example"), ("sec-fetch-mode", "navigate")]));
     }
 }

@@ -90,6 +90,8 @@ async fn serve_connection(stream: TcpStream, peer: IpAddr, proxy: &Proxy, served
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .preserve_header_case(true)
+        // The app says when it answered, or does not.
+        .auto_date_header(false)
         // A client that has said all still gets its answer.
         .half_close(true)
         .serve_connection(TokioIo::new(stream), service)

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::access::{self, Shown};
 use super::body::{OutBody, Passing, Touching};
 use super::headers;
-use super::page::Refusal;
+use super::page::{OUR_ERROR, Refusal};
 use super::upstream::{GuestClient, Upstream, authority, client};
 use super::{frame, listener::Served};
 use crate::error::ApiError;
@@ -68,7 +68,7 @@ impl Proxy {
         let token = access::take_token(request.headers_mut(), &mut uri, port);
         // A token that was shown on purpose says more than where its request came from; a cookie comes by itself.
         if token.as_ref().is_none_or(|(_, shown)| *shown == Shown::Cookie) {
-            access::refuse_foreign_page(request.method(), request.headers(), &self.own_pages)?;
+            access::refuse_foreign_page(request.method(), request.headers(), &self.own_pages, &host)?;
         }
         if let Some(response) = self.check_token(&preview, token, &request, &uri, port).await? {
             return Ok(response);
@@ -159,6 +159,8 @@ impl Proxy {
         let (outgoing, theirs) = outgoing(request, preview, uri, peer, host, activity.clone())?;
         let mut response = self.client.request(outgoing).await.map_err(|error| unanswered(preview.port, &error))?;
         drop(waiting);
+        // Only we may say that an answer is not the app's.
+        response.headers_mut().remove(&OUR_ERROR);
         let upgrade = headers::upgrade_of(response.headers());
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             let ours = hyper::upgrade::on(&mut response);

@@ -139,7 +139,7 @@ impl Engine {
 
 /// Looks at all machines that run until the engine stops.
 pub(crate) async fn keep(shared: Arc<Shared>) {
-    let mut events = shared.events.subscribe();
+    let mut events = shared.events.subscribe_inside();
     let mut looks = 0u32;
     loop {
         let running = running(&shared);
