@@ -190,3 +190,73 @@ fn grant(row: &SqliteRow) -> Result<Grant, DbError> {
         created_at: instant(row, "created_at")?,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::tests::{database, layer, sandbox};
+    use super::*;
+    use crate::preview::{GrantSpec, Minted, Scope, Visibility, token_hash};
+    use crate::sandbox::{Sandbox, SandboxSpec, SandboxState};
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    async fn exposed(db: &Db, octet: u8) -> (Sandbox, Preview) {
+        let owner = sandbox(SandboxSpec::default());
+        assert!(db.begin_create(&owner, "v1", &layer(None), MINUTE).await.unwrap().is_some());
+        let preview = Preview {
+            id: PreviewId::generate(),
+            sandbox_id: owner.id.clone(),
+            port: 80,
+            at: SocketAddrV4::new(Ipv4Addr::new(127, 9, 8, octet), 8080),
+            name: Some("ü".into()),
+            path: None,
+            visibility: Visibility::Private,
+            metadata: [("k".to_owned(), serde_json::json!([1]))].into_iter().collect(),
+            expires_at: None,
+            created_at: owner.created_at,
+            updated_at: owner.created_at,
+        };
+        db.put_preview(&preview).await.unwrap();
+        (owner, preview)
+    }
+
+    #[tokio::test]
+    async fn a_preview_is_read_as_it_was_written_and_an_address_belongs_to_one_sandbox() {
+        let (_folder, db) = database().await;
+        let (owner, mut preview) = exposed(&db, 1).await;
+        assert_eq!(db.previews(&owner.id).await.unwrap(), [preview.clone()]);
+        preview.path = Some("/a?b".into());
+        preview.expires_at = Some(owner.created_at);
+        preview.at.set_port(8081);
+        db.put_preview(&preview).await.unwrap();
+        assert_eq!(db.previews(&owner.id).await.unwrap(), [preview.clone()]);
+        let (other, second) = exposed(&db, 2).await;
+        assert_eq!(db.all_previews().await.unwrap().len(), 2);
+        assert_eq!(db.addresses().await.unwrap().len(), 2);
+        let stolen = Preview { at: preview.at, id: PreviewId::generate(), port: 81, ..second };
+        db.put_preview(&stolen).await.unwrap();
+        assert_eq!(db.address(&other.id).await.unwrap(), Some(Ipv4Addr::new(127, 9, 8, 2)), "it keeps its own");
+    }
+
+    #[tokio::test]
+    async fn tokens_are_found_by_their_hash_and_go_with_their_preview_and_sandbox() {
+        let (_folder, db) = database().await;
+        let (mut owner, preview) = exposed(&db, 1).await;
+        let spec = GrantSpec { kind: GrantKind::PreviewShare, scope: Scope::Interact, ttl_sec: None };
+        let of_one = Minted::new(owner.id.clone(), Some(preview.id.clone()), spec, owner.created_at);
+        let of_all = Minted::new(owner.id.clone(), None, spec, owner.created_at);
+        for minted in [&of_one, &of_all] {
+            db.put_grant(&minted.grant, &token_hash(&minted.token)).await.unwrap();
+            assert_eq!(db.grant(&token_hash(&minted.token)).await.unwrap().as_ref(), Some(&minted.grant));
+        }
+        assert_eq!(db.grant(&of_one.token).await.unwrap(), None, "the token itself is nowhere");
+        db.delete_preview(&preview.id).await.unwrap();
+        assert_eq!(db.grants(&owner.id).await.unwrap(), [of_all.grant]);
+        owner.state = SandboxState::Destroyed;
+        db.end_destroy(&owner).await.unwrap();
+        assert!(db.grants(&owner.id).await.unwrap().is_empty());
+        assert_eq!(db.address(&owner.id).await.unwrap(), None);
+    }
+}

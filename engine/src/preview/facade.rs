@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 use tokio::sync::mpsc;
 
 use super::doors::{OpenPreview, bind, listen};
-use super::grant::hash;
+
 use super::{
     Door, GRANTS_MAX, Grant, GrantKind, GrantSpec, Minted, PORT_DEFAULT, PREVIEWS_MAX, Preview, PreviewError,
     PreviewId, PreviewSpec, Scope,
@@ -159,7 +159,7 @@ impl Engine {
             return Err(PreviewError::TooMany { sandbox: id.clone(), what: "tokens", max: GRANTS_MAX }.into());
         }
         let minted = Minted::new(id.clone(), preview.cloned(), spec, now);
-        self.shared.db.put_grant(&minted.grant, &hash(&minted.token)).await?;
+        self.shared.db.put_grant(&minted.grant, &token_hash(&minted.token)).await?;
         if spec.kind != GrantKind::PreviewToken {
             self.shared.events.tell(id, EventKind::ShareCreated { share_id: minted.grant.id.to_string() });
         }
@@ -212,7 +212,7 @@ impl Engine {
     /// # Errors
     /// [`Error::Database`].
     pub async fn scope_of(&self, token: &str, preview: &Preview) -> Result<Option<Scope>, Error> {
-        let found = self.shared.db.grant(&hash(token)).await?;
+        let found = self.shared.db.grant(&token_hash(token)).await?;
         let now = OffsetDateTime::now_utc();
         let fits = |grant: &Grant| {
             grant.sandbox_id == preview.sandbox_id

@@ -34,6 +34,7 @@ pub use doors::{Door, OpenPreview};
 pub use grant::{Grant, GrantId, GrantKind, GrantSpec, Minted, Scope};
 
 pub(crate) use facade::{forget_expired, reopen};
+pub(crate) use grant::hash as token_hash;
 
 /// Most previews of one sandbox: each is a listener on the host.
 pub const PREVIEWS_MAX: usize = 32;
