@@ -10,7 +10,7 @@ use super::doors::{OpenPreview, bind, listen};
 
 use super::{
     Door, GRANTS_MAX, Grant, GrantKind, GrantSpec, Minted, PORT_DEFAULT, PREVIEWS_MAX, Preview, PreviewError,
-    PreviewId, PreviewSpec, Scope,
+    PreviewId, PreviewSpec, Scope, token_hash,
 };
 use crate::Engine;
 use crate::db::RETENTION;
