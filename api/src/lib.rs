@@ -35,10 +35,12 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state, map_request};
-use cove_engine::Engine;
+use cove_engine::{Engine, Sandbox};
 
 use limits::Rates;
 use tickets::Tickets;
+
+use types::{SandboxRecord, UrlInfo};
 
 pub use config::{ApiConfig, base_url};
 pub use limits::RATE_DEFAULT;
@@ -53,6 +55,17 @@ pub(crate) struct Api {
     pub config: Arc<ApiConfig>,
     pub tickets: Arc<Tickets>,
     pub rates: Arc<Rates>,
+}
+
+impl Api {
+    /// A sandbox's record now, with its first preview.
+    pub(crate) fn record(&self, sandbox: Sandbox) -> SandboxRecord {
+        let info = self
+            .engine
+            .first_preview(&sandbox.id)
+            .map(|preview| UrlInfo::new(&preview.record, &sandbox, self.config.alias_port));
+        SandboxRecord::now(sandbox).with_preview(info)
+    }
 }
 
 /// The whole API, mounted at `/api/v1` and its aliases.

@@ -19,11 +19,11 @@ use crate::idempotency::detached;
 use crate::types::{Data, EmptyBody, ExtendBody, ResumeBody, SandboxRecord, Tags, UpdateBody};
 
 /// The record that `work` ends with.
-async fn record<W>(work: W) -> Response
+async fn record<W>(api: Api, work: W) -> Response
 where
     W: Future<Output = Result<Sandbox, Error>> + Send + 'static,
 {
-    let work = detached(async move { Ok(Data { data: SandboxRecord::now(work.await?) }) });
+    let work = detached(async move { Ok(Data { data: api.record(work.await?) }) });
     heartbeat::answer(StatusCode::OK, work.map_err(Unmistakable)).await
 }
 
@@ -36,7 +36,7 @@ pub async fn pause_sandbox(
     JsonBody(_): JsonBody<EmptyBody>,
 ) -> Result<Response, ApiError> {
     let id = sandbox_id(&id)?;
-    Ok(record(async move { api.engine.pause(&id).await }).await)
+    Ok(record(api.clone(), async move { api.engine.pause(&id).await }).await)
 }
 
 /// Lets a paused sandbox go on where it was; a running one stays so: 200. Also brings back one in state `error` whose
@@ -50,7 +50,7 @@ pub async fn resume_sandbox(
 ) -> Result<Response, ApiError> {
     let id = sandbox_id(&id)?;
     body.selectors.check()?;
-    Ok(record(async move { api.engine.resume(&id, body.env.unwrap_or_default()).await }).await)
+    Ok(record(api.clone(), async move { api.engine.resume(&id, body.env.unwrap_or_default()).await }).await)
 }
 
 /// Ends the session: a persistent sandbox is paused, another one destroyed.
@@ -63,7 +63,7 @@ pub async fn stop_sandbox(
     JsonBody(_): JsonBody<EmptyBody>,
 ) -> Result<Response, ApiError> {
     let id = sandbox_id(&id)?;
-    Ok(record(async move { api.engine.stop(&id).await }).await)
+    Ok(record(api.clone(), async move { api.engine.stop(&id).await }).await)
 }
 
 /// Starts the session's clock anew, with another length if one is given.
@@ -75,7 +75,7 @@ pub async fn extend_sandbox(
     JsonBody(body): JsonBody<ExtendBody>,
 ) -> Result<Response, ApiError> {
     let id = sandbox_id(&id)?;
-    Ok(record(async move { api.engine.extend(&id, body.timeout_sec).await }).await)
+    Ok(record(api.clone(), async move { api.engine.extend(&id, body.timeout_sec).await }).await)
 }
 
 /// Changes what a caller may change; answers the whole record.
@@ -87,7 +87,7 @@ pub async fn update_sandbox(
     JsonBody(body): JsonBody<UpdateBody>,
 ) -> Result<Response, ApiError> {
     let id = sandbox_id(&id)?;
-    Ok(record(async move { api.engine.update(&id, body.into()).await }).await)
+    Ok(record(api.clone(), async move { api.engine.update(&id, body.into()).await }).await)
 }
 
 /// Replaces the tags.

@@ -141,14 +141,14 @@ pub async fn list_sandboxes(
         return Ok(Json(Data { data: Vec::new() }));
     }
     let sandboxes = api.engine.list(&query.into_filter()?).await?;
-    Ok(Json(Data { data: sandboxes.into_iter().map(SandboxRecord::now).collect() }))
+    Ok(Json(Data { data: sandboxes.into_iter().map(|sandbox| api.record(sandbox)).collect() }))
 }
 
 /// A sandbox's record; a destroyed one's for 24 h.
 #[utoipa::path(get, path = "/sandboxes/{id}", tag = "sandboxes", params(("id" = String, Path)),
     responses((status = 200, body = Data<SandboxRecord>)))]
 pub async fn get_sandbox(State(api): State<Api>, Id(id): Id) -> Result<Json<Data<SandboxRecord>>, ApiError> {
-    Ok(Json(Data { data: SandboxRecord::now(api.engine.get(&id).await?) }))
+    Ok(Json(Data { data: api.record(api.engine.get(&id).await?) }))
 }
 
 /// The live sandbox with this name, which may hold encoded slashes.
@@ -156,7 +156,7 @@ pub async fn get_sandbox(State(api): State<Api>, Id(id): Id) -> Result<Json<Data
     params(("id" = String, Path, description = "The name, percent-encoded")),
     responses((status = 200, body = Data<SandboxRecord>)))]
 pub async fn get_sandbox_by_name(State(api): State<Api>, Id(name): Id) -> Result<Json<Data<SandboxRecord>>, ApiError> {
-    Ok(Json(Data { data: SandboxRecord::now(api.engine.by_name(&name).await?) }))
+    Ok(Json(Data { data: api.record(api.engine.by_name(&name).await?) }))
 }
 
 /// Removes a sandbox and all that is its. A destroyed one is destroyed again: 200.

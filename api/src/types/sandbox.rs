@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
-use super::timestamp;
+use super::{UrlInfo, timestamp};
 
 /// A sandbox as everyone sees it.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
@@ -195,6 +195,18 @@ impl SandboxRecord {
             external_user_id: sandbox.external.user_id,
             external_project_id: sandbox.external.project_id,
         }
+    }
+
+    /// The same with the URL of its first preview.
+    pub fn with_preview(mut self, preview: Option<UrlInfo>) -> Self {
+        let Some(info) = preview else { return self };
+        self.preview_url = Some(info.url.clone());
+        self.preview_domain = info.url.split('/').nth(2).map(str::to_owned);
+        self.url_class = Some(info.url_class.to_owned());
+        self.stable_for_embedding = info.stable_for_embedding;
+        self.recommended_next_action = Some(info.recommended_next_action.to_owned());
+        self.url_info = serde_json::to_value(info).ok();
+        self
     }
 
     /// The record of `sandbox` now.

@@ -127,6 +127,12 @@ impl Engine {
         self.shared.previews.get(id)
     }
 
+    /// The oldest open preview of a sandbox, at no cost.
+    pub fn first_preview(&self, id: &SandboxId) -> Option<OpenPreview> {
+        let open = self.shared.previews.all().into_iter().filter(|open| open.record.sandbox_id == *id);
+        open.min_by_key(|open| (open.record.created_at, open.record.id.clone()))
+    }
+
     /// The open preview of a guest's port that an alias means: `label` is the sandbox's slug, or its id without `sbx_`.
     /// `None` also when several sandboxes have that slug.
     pub fn preview_by_alias(&self, port: u16, label: &str) -> Option<OpenPreview> {
