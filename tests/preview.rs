@@ -21,7 +21,7 @@ use crate::harness::{Shared, TestHost, TestSandbox, exclusive, full, parallel, s
 use crate::sdk::cache_dir;
 
 /// A start of node, and of a development server in it, on a host that emulates the guest's kernel.
-const DEV_SERVER_PATIENCE: Duration = Duration::from_secs(150);
+const DEV_SERVER_PATIENCE: Duration = Duration::from_secs(240);
 
 /// A start of Python there.
 const PYTHON_PATIENCE: Duration = Duration::from_secs(120);
@@ -105,7 +105,7 @@ fn start_dev_server(packages: &Path, sandbox: &TestSandbox) -> Result<()> {
     ensure!(tar.status.success(), "{}", String::from_utf8_lossy(&tar.stderr));
     sandbox.write_file("/workspace/app.tgz", tar.stdout)?;
     let line = "tar xzf app.tgz && mkdir -p app/public && mv node_modules app/ && cd app && \
-                (nohup node node_modules/vite/bin/vite.js >/tmp/vite.log 2>&1 &)";
+                (UV_THREADPOOL_SIZE=1 nohup node --single-threaded --v8-pool-size=0 serve.mjs >/tmp/vite.log 2>&1 &)";
     let ran = sandbox.run(line)?;
     ensure!(ran.exit_code == 0, "{ran:?}");
     Ok(())

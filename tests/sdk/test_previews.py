@@ -38,7 +38,7 @@ def test_an_exposed_port_is_a_url_of_its_own(app):
     assert get(f"{url}x").text == f"GET /x host={app.get_host(3000)}"
     assert get(f"{url}teapot").status_code == 418, "an app's status is its own"
     info = app.expose_info(3000)
-    assert (info["port"], info["url_class"]) == (3000, "temporary_preview")
+    assert (info.data["port"], info.url_class) == (3000, "temporary_preview")
     app.refresh()
     assert (app.preview_url, app.preview_domain) == (url, app.get_host(3000)), "the record shows the first preview"
     # On ::1 alone, and where nobody listens.
