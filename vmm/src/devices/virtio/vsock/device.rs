@@ -41,10 +41,15 @@ const GUEST_CIDS: std::ops::RangeInclusive<u32> = 3..=u32::MAX - 1;
 /// `VIRTIO_VSOCK_EVENT_TRANSPORT_RESET` as `struct virtio_vsock_event` (5.10.6.7).
 const TRANSPORT_RESET: [u8; 4] = [0; 4];
 
-/// Used transmit buffers are given back at once when so many descriptors or payload bytes are held. A quarter of the
-/// queue's descriptors leaves the driver enough for any packet.
+/// Used transmit buffers are given back at once when so many descriptors are held. A quarter of the queue's leaves the
+/// driver enough for any packet.
 const HELD_DESCRIPTORS_MAX: usize = 16;
-const HELD_BYTES_MAX: usize = 256 << 10;
+
+/// As [`HELD_DESCRIPTORS_MAX`], in bytes. Linux charges a packet to its socket until its buffer is given back, and wakes a
+/// sender that waits for credit only while less than half of the socket's send buffer (208 KiB by default) is charged
+/// (`sock_writeable`): with more held here, a sender that has its credit would sleep until the next packet, which may
+/// never come. A packet may be charged with twice its length.
+const HELD_BYTES_MAX: usize = 16 << 10;
 
 /// Whether the guest has learned that its streams are gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -397,6 +397,21 @@ fn transmit_buffers_come_back_with_the_next_packet_or_before_they_run_out() {
     assert_eq!(machine.guest.driver.tx_held(), 0, "a device at rest owes the queues nothing");
 }
 
+/// Linux does not wake a sender whose packets are charged to its socket still, though it has credit again.
+#[test]
+fn large_transmit_buffers_come_back_though_nothing_else_is_due() {
+    let mut machine = Machine::new();
+    let mut client = machine.stream(PORT);
+    machine.guest.settle();
+    let bytes = noise(3, 40 << 10);
+    machine.guest.only().to_send.extend(&bytes);
+    machine.guest.settle();
+    let mut got = vec![0; bytes.len()];
+    client.read_exact(&mut got).unwrap();
+    assert!(got == bytes);
+    assert_eq!(machine.guest.driver.tx_held(), 0);
+}
+
 #[test]
 fn a_pause_keeps_the_streams() {
     let mut machine = Machine::new();
