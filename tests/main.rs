@@ -15,6 +15,7 @@ mod preview;
 mod recovery;
 mod rest;
 mod sdk;
+mod terminal;
 mod traffic;
 mod watch;
 
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         rest::tests(&shared),
         cli::tests(&shared),
         sdk::tests(&shared),
+        terminal::tests(&shared),
         watch::tests(&shared),
         traffic::tests(&shared),
         lives::tests(&shared),

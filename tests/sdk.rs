@@ -26,6 +26,8 @@ pub fn tests(shared: &Arc<Shared>) -> Vec<Trial> {
         parallel(shared, "sdk::lifecycle", |shared| pytest(shared, "test_lifecycle.py")),
         parallel(shared, "sdk::exec", |shared| pytest(shared, "test_exec.py")),
         parallel(shared, "sdk::stream", |shared| pytest(shared, "test_stream.py")),
+        parallel(shared, "sdk::processes", |shared| pytest(shared, "test_processes.py")),
+        parallel(shared, "sdk::terminal", |shared| pytest(shared, "test_terminal.py")),
         parallel(shared, "sdk::files", |shared| pytest(shared, "test_files.py")),
         parallel(shared, "sdk::observing_trees", |shared| pytest(shared, "test_tree.py")),
         parallel(shared, "sdk::observing", |shared| pytest(shared, "test_observe.py")),

@@ -12,6 +12,7 @@ mod previews;
 mod records;
 mod snapshots;
 mod streams;
+mod terminals;
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -31,6 +32,7 @@ pub use records::{CreateRequest, Sandbox, find};
 pub use snapshots::tests as tests_of_snapshots;
 pub use snapshots::{ForkRequest, ForkSource, Snapshot};
 pub use streams::{ExecEvent, ExecRequest, ExecStream};
+pub use terminals::{Process, TerminalRequest, TerminalSession, TerminalSocket};
 
 /// A server that has not answered to a connection by then is not there.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

@@ -25,6 +25,12 @@ const EXIT_BROKEN_PIPE: u8 = 128 + 13;
 pub struct Args {
     /// The sandbox: its id, its name, or the unique beginning of its id
     sandbox: String,
+    /// Leave it running in the background and print its process id: see `cove ps`
+    #[arg(long, short = 'd', conflicts_with = "interactive")]
+    detach: bool,
+    /// A name for a command in the background
+    #[arg(long, value_name = "NAME", requires = "detach")]
+    name: Option<String>,
     #[command(flatten)]
     options: ExecOptions,
 }
@@ -79,6 +85,12 @@ pub async fn run(args: Args, connection: &ConnectionArgs) -> Result<u8> {
     let request = args.options.request()?;
     let mut interrupts = Interrupts::new()?;
     let sandbox = client.resolve(&args.sandbox).await?;
+    if args.detach {
+        let mut body = serde_json::to_value(&request).context("The command cannot be written as JSON")?;
+        body["name"] = args.name.into();
+        println!("{}", client.start_process(&sandbox.id, &body).await?.pid);
+        return Ok(0);
+    }
     pass_through(&client, &sandbox.id, &request, &mut interrupts).await
 }
 

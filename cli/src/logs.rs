@@ -19,6 +19,9 @@ pub struct Args {
     /// Go on with each line as it comes, until interrupted
     #[arg(long, short = 'f')]
     follow: bool,
+    /// What this background process wrote, instead of the console
+    #[arg(long, short = 'p', value_name = "PID", conflicts_with = "follow")]
+    process: Option<i32>,
 }
 
 /// Runs `cove logs`.
@@ -27,6 +30,11 @@ pub async fn run(args: Args, connection: &ConnectionArgs) -> Result<u8> {
     let sandbox = client.resolve(&args.sandbox).await?;
     if args.follow {
         return follow(&client, &sandbox.id, args.lines).await;
+    }
+    if let Some(pid) = args.process {
+        let text = client.process_logs(&sandbox.id, pid, args.lines).await?;
+        let mut out = io::stdout().lock();
+        return out.write_all(text.as_bytes()).context("Cannot print the log").map(|()| 0);
     }
     let answer = client.sandbox_value(&sandbox.id, "logs", &[("lines", &args.lines.to_string())]).await?;
     let lines = answer.get("lines").and_then(Value::as_array).context("The server's answer about logs has no lines")?;

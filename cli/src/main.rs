@@ -15,7 +15,9 @@ mod text;
 mod serve;
 
 mod exec;
+mod ps;
 mod run;
+mod shell;
 
 mod cp;
 mod env;
@@ -61,6 +63,12 @@ enum Command {
     Run(run::Args),
     /// Run a command in a sandbox.
     Exec(exec::Args),
+    /// A terminal in a sandbox; Ctrl-P Ctrl-Q leaves it, and --session comes back
+    Shell(shell::Args),
+    /// List the background processes of a sandbox
+    Ps(ps::Args),
+    /// End background processes of a sandbox
+    Kill(ps::KillArgs),
     /// List sandboxes.
     Ls(ls::Args),
     /// Destroy sandboxes.
@@ -110,11 +118,14 @@ enum Command {
 #[tokio::main]
 async fn main() -> ExitCode {
     let Cli { connection, command } = Cli::parse();
-    let runs_a_command = matches!(command, Command::Run(_) | Command::Exec(_));
+    let runs_a_command = matches!(command, Command::Run(_) | Command::Exec(_) | Command::Shell(_));
     let result = match command {
         Command::Serve(args) => serve::run(args, &connection).await,
         Command::Run(args) => run::run(args, &connection).await,
         Command::Exec(args) => exec::run(args, &connection).await,
+        Command::Shell(args) => shell::run(args, &connection).await,
+        Command::Ps(args) => ps::run(args, &connection).await,
+        Command::Kill(args) => ps::kill(args, &connection).await,
         Command::Ls(args) => ls::run(args, &connection).await,
         Command::Rm(args) => rm::run(args, &connection).await,
         Command::Pause(args) => life::pause(args, &connection).await,

@@ -81,6 +81,13 @@ pub enum ClientError {
     /// A command's stream ended without its exit code.
     #[error("The server closed the command's output before its exit code")]
     NoExit,
+    /// A WebSocket could not be had.
+    #[error("The connection to the terminal cannot be made")]
+    WebSocket {
+        /// Why.
+        #[source]
+        source: Box<tokio_tungstenite::tungstenite::Error>,
+    },
     /// The server said no.
     #[error("{message} ({code})")]
     Refused {
