@@ -60,7 +60,7 @@ impl View {
     }
 
     /// Reads to the end: how much came, and how it ended.
-    fn to_end(&mut self) -> (usize, ExitStatus) {
+    fn rest(&mut self) -> (usize, ExitStatus) {
         let mut bytes = self.seen.len();
         loop {
             match self.client.reply().expect("a reply") {
@@ -115,7 +115,7 @@ fn a_shell_has_a_terminal_with_job_control() {
     view.type_in("\x04");
     eventually("no cat", || !runs("cat", "ST"));
     view.type_in("exit 5\n");
-    assert_eq!(view.to_end().1, ExitStatus::Code(5));
+    assert_eq!(view.rest().1, ExitStatus::Code(5));
     eventually("no session", || sessions(&agent).is_empty());
     assert_eq!(agent.zombies(), 0);
 }
@@ -128,7 +128,7 @@ fn ctrl_d_ends_a_shell_and_the_connection_is_idle_again() {
     // The blank behind it is not drawn where the prompt was there before us.
     view.until("$");
     view.type_in("\x04");
-    assert_eq!(view.to_end().1, ExitStatus::Code(0));
+    assert_eq!(view.rest().1, ExitStatus::Code(0));
     assert_eq!(view.client.run(&harness::exec("echo again")).stdout, "again\n");
 }
 
@@ -177,7 +177,7 @@ fn ten_megabytes_reach_a_slow_client_whole_and_in_bounded_memory() {
     view.type_in("\n");
     // While nobody reads, everything waits.
     eventually("a full pipeline", || rustix::io::ioctl_fionread(&view.client.stream).unwrap() > 64 << 10);
-    let (bytes, status) = view.to_end();
+    let (bytes, status) = view.rest();
     assert_eq!(status, ExitStatus::Code(0));
     // The echo of the newline is in it too.
     assert!((10_000_000..10_000_100).contains(&bytes), "{bytes}");
@@ -207,7 +207,7 @@ fn a_client_that_takes_nothing_holds_up_others_only_for_a_while() {
     let mut stuck = stuck;
     view.type_in("\n");
     stuck.until("\x1b[2J");
-    assert_eq!(stuck.to_end().1, ExitStatus::Code(0));
+    assert_eq!(stuck.rest().1, ExitStatus::Code(0));
 }
 
 #[test]
@@ -220,7 +220,7 @@ fn closing_hangs_up_and_wrong_requests_are_refused() {
     view.until("$");
     assert_eq!(client.ask(&Request::CloseTerminal { session: session.session }), Reply::Done);
     // A shell that is just about to read its line may miss the hang-up; then it is killed.
-    view.to_end();
+    view.rest();
     let kind = |reply: Reply| match reply {
         Reply::Error { kind, message } => (kind, message),
         other => panic!("{other:?}"),
