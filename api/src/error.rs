@@ -6,6 +6,7 @@
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use cove_engine::agent::AgentError;
 use cove_engine::{Error, PreviewError};
 use cove_protocol::guest::ErrorKind;
 use serde::Serialize;
@@ -191,6 +192,14 @@ impl From<Error> for ApiError {
             | Error::Interrupted { id, .. }
             | Error::ResumeFailed { id, .. }
             | Error::SandboxFailed { id, .. } => answer = answer.with_detail("sandbox_id", json!(id)),
+            // The agent is well; what it was asked is too much.
+            Error::Agent { source: source @ AgentError::TooManyEntries { .. }, .. } => {
+                answer.message = source.to_string();
+            }
+            Error::Agent { source: source @ AgentError::Busy { .. }, .. } => {
+                answer.message = source.to_string();
+                answer.retry_after_ms = Some(RETRY_AFTER_MS);
+            }
             Error::Admission(_) | Error::ShuttingDown => answer.retry_after_ms = Some(RETRY_AFTER_MS),
             _ => {}
         }
@@ -212,6 +221,10 @@ pub(crate) fn status_and_code(error: &Error) -> (StatusCode, &'static str) {
         Error::HostNotReady { .. } => (StatusCode::NOT_IMPLEMENTED, "HOST_NOT_READY"),
         Error::Admission(_) => (StatusCode::SERVICE_UNAVAILABLE, "NO_CAPACITY"),
         Error::Guest { kind, .. } => guest_status_and_code(*kind),
+        Error::Agent { source: AgentError::TooManyEntries { .. }, .. } => {
+            (StatusCode::UNPROCESSABLE_ENTITY, "TOO_MANY_ENTRIES")
+        }
+        Error::Agent { source: AgentError::Busy { .. }, .. } => (StatusCode::SERVICE_UNAVAILABLE, "SANDBOX_BUSY"),
         Error::Agent { .. } => (StatusCode::BAD_GATEWAY, "AGENT_UNREACHABLE"),
         Error::Machine { .. } => (StatusCode::BAD_GATEWAY, "MACHINE_FAILED"),
         Error::Preview(error) => match error {
@@ -261,6 +274,8 @@ fn chain(error: &Error) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use cove_engine::SandboxId;
+
     use super::*;
 
     #[test]
@@ -276,6 +291,19 @@ mod tests {
     fn an_unknown_sandbox_is_404_whatever_its_id_looks_like() {
         let error = ApiError::from(Error::SandboxNotFound("no/such one".into()));
         assert_eq!((error.status().as_u16(), error.code()), (404, "SANDBOX_NOT_FOUND"));
+    }
+
+    #[test]
+    fn what_is_too_much_for_an_agent_is_no_failure_of_its() {
+        let of = |source| ApiError::from(Error::Agent { id: SandboxId::parse("sbx_1").unwrap(), source });
+        let error = of(AgentError::TooManyEntries { max: 7 });
+        assert_eq!((error.status().as_u16(), error.code()), (422, "TOO_MANY_ENTRIES"));
+        assert!(error.message().contains("more than 7 entries"), "{}", error.message());
+        let response = of(AgentError::Busy { operations: 9, seconds: 30 }).into_response();
+        assert_eq!(
+            (response.status().as_u16(), &response.headers()[header::RETRY_AFTER]),
+            (503, &"1".parse().unwrap())
+        );
     }
 
     #[test]

@@ -31,7 +31,7 @@ impl Watched {
     /// The next changes until there is one of the path `last`; each as kind and what follows the watched directory.
     fn until(&mut self, last: &str) -> Vec<(ChangeKind, String)> {
         let mut seen = Vec::new();
-        while seen.last().is_none_or(|(_, path)| path != last) {
+        while !seen.iter().any(|(_, path)| path == last) {
             match self.client.reply().unwrap() {
                 Reply::Changes(changes) => seen.extend(changes.into_iter().map(|change| self.short(change))),
                 other => panic!("{other:?}"),
@@ -206,4 +206,105 @@ fn a_peer_that_does_not_read_is_told_exactly_what_it_missed() {
         }
     }
     assert!(lost > 0 && seen + lost == count + 1, "{seen} {lost}");
+}
+
+/// Numbers that look random and are the same in each run (xorshift64).
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, end: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % end as u64) as usize
+    }
+}
+
+/// Every path below a directory.
+fn all_below(root: &std::path::Path) -> BTreeSet<String> {
+    let (mut found, mut waiting) = (BTreeSet::new(), vec![root.to_owned()]);
+    while let Some(directory) = waiting.pop() {
+        for entry in fs::read_dir(directory).unwrap() {
+            let entry = entry.unwrap();
+            found.insert(entry.path().strip_prefix(root).unwrap().to_str().unwrap().to_owned());
+            if entry.file_type().unwrap().is_dir() {
+                waiting.push(entry.path());
+            }
+        }
+    }
+    found
+}
+
+/// Does something to the tree at `root`: makes, writes, renames, removes, or moves out and in.
+fn disturb(root: &std::path::Path, away: &std::path::Path, numbers: &mut Numbers) {
+    let paths: Vec<String> = all_below(root).into_iter().collect();
+    let some = |numbers: &mut Numbers| paths.get(numbers.below(paths.len().max(1))).map(|path| root.join(path));
+    let fresh = |numbers: &mut Numbers, within: &std::path::Path| {
+        let directory = some(numbers).filter(|path| path.is_dir() && numbers.below(4) > 0);
+        directory.unwrap_or_else(|| within.to_owned()).join(["a", "b", "c", "d", "e"][numbers.below(5)])
+    };
+    let target = fresh(numbers, root);
+    // What cannot be (a directory into itself, over another one) is no change.
+    let _ = match numbers.below(8) {
+        0 | 1 => fs::create_dir_all(target.join("x/y")),
+        2 => fs::create_dir(target),
+        3 | 4 => fs::write(target, "text"),
+        5 => some(numbers).map_or(Ok(()), |from| fs::rename(from, target)),
+        6 => some(numbers)
+            .map_or(Ok(()), |path| if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }),
+        _ => {
+            let outside = away.join("parked");
+            if outside.exists() {
+                fs::rename(outside, target)
+            } else {
+                some(numbers).map_or(Ok(()), |path| fs::rename(path, outside))
+            }
+        }
+    };
+}
+
+/// What a client that only listens believes to be there.
+fn believe(tree: &mut BTreeSet<String>, kind: ChangeKind, path: &str) {
+    let below =
+        |path: &str, other: &str| other == path || other.strip_prefix(path).is_some_and(|rest| rest.starts_with('/'));
+    match kind {
+        Created => {
+            tree.retain(|other| !below(path, other));
+            tree.insert(path.to_owned());
+        }
+        Deleted => tree.retain(|other| !below(path, other)),
+        Renamed => {
+            let (old, new) = path.split_once('>').unwrap();
+            let moved: Vec<String> = tree.iter().filter(|other| below(old, other)).cloned().collect();
+            tree.retain(|other| !below(new, other) && !below(old, other));
+            tree.extend(moved.into_iter().map(|other| format!("{new}{}", &other[old.len()..])));
+        }
+        Modified => {}
+        Overflow | ChangeKind::Unwatched => panic!("{kind:?} {path}"),
+    }
+}
+
+#[test]
+fn a_tree_that_is_made_of_what_is_told_is_the_tree_that_is_there() {
+    for seed in 1..=3 {
+        let agent = Agent::start();
+        fs::create_dir(agent.path("w")).unwrap();
+        fs::create_dir(agent.path("away")).unwrap();
+        let mut watched = Watched::begin(&agent, "w", true);
+        let (root, away) = (agent.folder.path().join("w"), agent.folder.path().join("away"));
+        let mut numbers = Numbers(0x9E37_79B9_7F4A_7C15_u64.wrapping_mul(seed));
+        let mut believed = BTreeSet::new();
+        for step in 0..40 {
+            disturb(&root, &away, &mut numbers);
+            // What comes faster than it is looked at may have to be told as an overflow; here each is looked at.
+            let mark = format!("step {step}");
+            fs::write(root.join(&mark), "").unwrap();
+            for (kind, path) in watched.until(&mark) {
+                believe(&mut believed, kind, &path);
+            }
+            fs::remove_file(root.join(&mark)).unwrap();
+            believed.remove(&mark);
+            assert_eq!(believed, all_below(&root), "seed {seed}, step {step}");
+        }
+    }
 }

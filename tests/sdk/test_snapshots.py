@@ -1,5 +1,7 @@
 """Snapshots, restore, forks, names, history."""
 
+import io
+import tarfile
 import uuid
 
 import pytest
@@ -93,6 +95,8 @@ def test_a_snapshot_can_be_forked_and_looked_into(client, counting):
     tree = client.snapshot_history.tree(snapshot, path="/workspace")["data"]
     assert {"shown", "counter.py"} <= {entry["name"] for entry in tree["entries"]}
     assert client.snapshot_history.file(snapshot, path="/workspace/shown") == b"\x00\xffshown"
+    with tarfile.open(fileobj=io.BytesIO(client.snapshot_history.file(snapshot, path="/workspace"))) as folder:
+        assert folder.extractfile("workspace/shown").read() == b"\x00\xffshown"
     # The SDK raises nothing here: it gives the refusal's own bytes.
     assert b'"NOT_FOUND"' in client.snapshot_history.file(snapshot, path="/workspace/nothing")
 

@@ -56,12 +56,19 @@ impl Tree {
         self.nodes.get(&parent)?.children.get(name).copied()
     }
 
-    /// Puts a directory into another, wherever it was before.
-    pub fn insert(&mut self, parent: Wd, name: &OsStr, wd: Wd) {
+    /// Where a directory is: in which other one, and by which name.
+    pub fn place(&self, wd: Wd) -> Option<(Wd, OsString)> {
+        self.nodes.get(&wd)?.place.clone()
+    }
+
+    /// Puts a directory into another, wherever it was before. Gives what had that name until then, with all below it: the
+    /// tree does not know it any more.
+    pub fn insert(&mut self, parent: Wd, name: &OsStr, wd: Wd) -> Vec<Wd> {
         if wd == self.root || !self.nodes.contains_key(&parent) || self.is_within(parent, wd) {
-            return;
+            return Vec::new();
         }
         self.detach(wd);
+        let before = self.child(parent, name).map_or_else(Vec::new, |before| self.remove(before));
         let place = Some((parent, name.to_owned()));
         match self.nodes.get_mut(&wd) {
             Some(node) => node.place = place,
@@ -72,6 +79,7 @@ impl Tree {
         if let Some(node) = self.nodes.get_mut(&parent) {
             node.children.insert(name.to_owned(), wd);
         }
+        before
     }
 
     /// Takes a directory out with all below it; gives them all.
@@ -101,7 +109,7 @@ impl Tree {
     }
 
     /// True when `wd` is `above` or below it.
-    fn is_within(&self, mut wd: Wd, above: Wd) -> bool {
+    pub fn is_within(&self, mut wd: Wd, above: Wd) -> bool {
         loop {
             if wd == above {
                 return true;
@@ -166,8 +174,10 @@ mod tests {
         tree.insert(2, name("root"), 1);
         assert_eq!(tree.path(4).unwrap(), PathBuf::from("/w/a/b/c"));
         // Another directory takes a name that the tree still knows.
-        tree.insert(1, name("a"), 9);
-        tree.remove(2);
+        let mut before = tree.insert(1, name("a"), 9);
+        before.sort_unstable();
+        assert_eq!(before, [2, 3, 4]);
+        assert_eq!(tree.place(9), Some((1, name("a").to_owned())));
         assert_eq!(tree.child(1, name("a")), Some(9));
         assert_eq!(tree.path(9).unwrap(), PathBuf::from("/w/a"));
     }
