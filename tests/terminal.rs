@@ -268,7 +268,10 @@ impl Typist {
 }
 
 fn shell(shared: &Shared) -> Result<()> {
-    let (host, id) = (shared.host()?, shared.sandbox()?.id);
+    let host = shared.host()?;
+    // Of our own, so that its sessions are ours.
+    let sandbox = host.sandbox(&small())?;
+    let id = sandbox.id.clone();
     let mut typist = Typist::start(&host, &["shell", "-e", "A=b c", &id])?;
     typist.send("stty size; echo $A; tty\n")?;
     typist.until("30 100\r\nb c\r\n/dev/pts/")?;
@@ -305,5 +308,5 @@ fn shell(shared: &Shared) -> Result<()> {
     until("its output", PATIENCE, || Ok(host.run_cove(&["logs", &id, "-p", &pid])?.stdout == b"up\n"))?;
     ensure!(host.run_cove(&["kill", &id, &pid])?.status.success());
     ensure!(shown()?.lines().any(|line| line.contains(&pid) && line.contains("exited (143)")));
-    Ok(())
+    sandbox.destroy()
 }

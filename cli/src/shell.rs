@@ -34,6 +34,13 @@ const DETACH: [u8; 2] = [0x10, 0x11];
 /// Ctrl-D: what ends the input of a program on a terminal.
 const END_OF_INPUT: u8 = 0x04;
 
+/// What a program that goes on without us may have left on: the other screen, a region, a hidden cursor, modes of mice, pastes
+/// and keys. Ends at the bottom, below what it drew.
+const LEAVE: &str = "\x1b[?1047l\x1b[r\x1b[?25h\x1b[?1000;1002;1003;1004;1006;2004l\x1b[?1l\x1b>\x1b[m\x1b[999;1H\r\n";
+
+/// How output begins that draws a whole screen anew; what ours shows is scrolled away first, not lost.
+const REPLAY: &[u8] = b"\x1b[?1049l\x1b[!p";
+
 /// Arguments of `cove shell`.
 #[derive(clap::Args)]
 pub struct Args {
@@ -86,16 +93,19 @@ pub async fn run(args: Args, connection: &ConnectionArgs) -> Result<u8> {
     };
     let socket = client.attach_terminal(&sandbox.id, &session, size).await?;
     let raw = RawMode::begin().context("Cannot set the terminal to raw mode")?;
-    let outcome = carry(socket).await;
+    let outcome = carry(socket, size.1).await;
+    if !matches!(outcome, Ok(Outcome::Ended(_))) && io::stdout().is_terminal() {
+        write_now(LEAVE.as_bytes())?;
+    }
     drop(raw);
     match outcome? {
         Outcome::Ended(code) => Ok(code),
         Outcome::Detached => {
-            eprintln!("\r\n[detached: `cove shell {} --session {session}` comes back]", args.sandbox);
+            eprintln!("[detached: `cove shell {} --session {session}` comes back]", args.sandbox);
             Ok(0)
         }
         Outcome::Stopped(why) => {
-            eprintln!("\r\n[{}: `cove shell {} --session {session}` comes back]", printable(&why), args.sandbox);
+            eprintln!("[{}: `cove shell {} --session {session}` comes back]", printable(&why), args.sandbox);
             Ok(1)
         }
         Outcome::Signal(code) => Ok(code),
@@ -115,7 +125,7 @@ enum Outcome {
 }
 
 /// Passes input and output on until one of them ends.
-async fn carry(socket: TerminalSocket) -> Result<Outcome> {
+async fn carry(socket: TerminalSocket, rows: u16) -> Result<Outcome> {
     let mut resized = signal(SignalKind::window_change()).context("Cannot listen for signals")?;
     let mut terminated = signal(SignalKind::terminate()).context("Cannot listen for signals")?;
     let mut hung_up = signal(SignalKind::hangup()).context("Cannot listen for signals")?;
@@ -126,7 +136,12 @@ async fn carry(socket: TerminalSocket) -> Result<Outcome> {
     loop {
         tokio::select! {
             message = stream.next() => match message {
-                Some(Ok(Message::Binary(bytes))) => write_now(&bytes)?,
+                Some(Ok(Message::Binary(bytes))) => {
+                    if bytes.starts_with(REPLAY) {
+                        write_now("\r\n".repeat(usize::from(rows)).as_bytes())?;
+                    }
+                    write_now(&bytes)?;
+                }
                 Some(Ok(Message::Text(text))) => write_now(text.as_bytes())?,
                 Some(Ok(Message::Close(frame))) => return end(frame),
                 Some(Ok(_)) => {}

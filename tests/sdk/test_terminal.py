@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 
 import pytest
 from miosa import AsyncMiosa
@@ -33,7 +32,9 @@ class View:
         return self.socket.close_code, json.loads(self.socket.close_reason)
 
 
-def test_a_terminal_is_created_typed_into_and_ends(client, box):
+def test_a_terminal_is_created_typed_into_and_ends(client, own):
+    # A sandbox of our own: the one opened last is ours.
+    box = own
     session = box.terminal.create(cols=100, rows=30, env={"PS1": "ready> "})
     assert (session["cols"], session["rows"]) == (100, 30) and session["session_id"]
 
@@ -68,10 +69,10 @@ def test_sessions_are_closed_and_wrong_sizes_refused(box):
         box.terminal.delete("no-such-session")
 
 
-def test_the_asynchronous_client_opens_one_by_itself():
+def test_the_asynchronous_client_does_it_too(own):
     async def day():
         async with AsyncMiosa() as client:
-            box = await client.sandboxes.get(os.environ["COVE_TEST_SANDBOX"])
+            box = await client.sandboxes.get(own.id)
             session = await box.terminal.create(cols=70, rows=20, shell="cat")
             view = View(await client.ws.connect_terminal(box.id))
             await view.socket.send(b"echoed\n")

@@ -29,11 +29,6 @@ impl Drop for RawMode {
         if let Some(before) = &self.before {
             // If the terminal is gone there is nothing to put back.
             let _ = tcsetattr(io::stdin(), OptionalActions::Now, before);
-            // What a full-screen program may have left on: the alternate screen, a hidden cursor, mouse and paste modes.
-            use std::io::Write as _;
-            let mut out = io::stdout();
-            let _ = out.write_all(b"\x1b[?1049l\x1b[?25h\x1b[?1000;1002;1003;1004;1006;2004l\x1b[?1l\x1b>\x1b[r\x1b[m");
-            let _ = out.flush();
         }
     }
 }
