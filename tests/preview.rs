@@ -21,7 +21,7 @@ use crate::harness::{Shared, TestHost, TestSandbox, exclusive, full, parallel, s
 use crate::sdk::cache_dir;
 
 /// A start of node, and of a development server in it, on a host that emulates the guest's kernel.
-const DEV_SERVER_PATIENCE: Duration = Duration::from_secs(240);
+const DEV_SERVER_PATIENCE: Duration = Duration::from_secs(400);
 
 /// A start of Python there.
 const PYTHON_PATIENCE: Duration = Duration::from_secs(120);
@@ -69,7 +69,7 @@ fn browser(shared: &Shared) -> Result<()> {
             format!("The development server says: {log}")
         })?;
         eprintln!("the development server answered after {} ms", took.as_millis());
-        let big: Vec<u8> = (0..full(100 << 20, 8 << 20)).map(|at: u32| (at ^ at >> 9).to_le_bytes()[0]).collect();
+        let big: Vec<u8> = (0..full(100 << 20, 4 << 20)).map(|at: u32| (at ^ at >> 9).to_le_bytes()[0]).collect();
         app.write_file("/workspace/app/public/big.bin", big.clone())?;
         let hash = app.run("sha256sum /workspace/app/public/big.bin")?.stdout;
         let profile = tempfile::tempdir()?;
