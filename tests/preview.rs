@@ -36,7 +36,7 @@ static INSTALLING: Mutex<()> = Mutex::new(());
 pub fn tests(shared: &Arc<Shared>) -> Vec<Trial> {
     let mut tests = vec![parallel(shared, "preview::it_wakes_its_sandbox_and_outlives_the_server", lives)];
     // Node alone takes minutes to start where the guest's kernel is emulated and the host has other work.
-    if std::env::var_os("COVE_SOAK").is_some() {
+    if ["COVE_SOAK", "COVE_BROWSER"].into_iter().any(|name| std::env::var_os(name).is_some()) {
         tests.push(exclusive(shared, "preview::a_development_server_in_a_browser", browser));
     }
     tests
