@@ -24,10 +24,12 @@ fn quick_changes(shared: &Shared) -> Result<()> {
     let (host, sandbox) = (shared.host()?, shared.sandbox()?);
     let api = host.api();
     let (directories, changes) = size();
-    // One process that starts no others, since starting one is slow where the guest's kernel is emulated.
+    // One process that makes all directories, and a shell that starts no others: starting one is slow where the guest's
+    // kernel is emulated.
     let made = sandbox.run(&format!(
-        "for ((d = 0; d < {directories}; d++)); do mkdir -p /workspace/large/$d; \
-         for ((f = 0; f < 10; f++)); do : > /workspace/large/$d/$f; done; done"
+        "mkdir -p /workspace/large/{{0..{last}}}; for ((d = 0; d <= {last}; d++)); do \
+         for ((f = 0; f < 10; f++)); do : > /workspace/large/$d/$f; done; done",
+        last = directories - 1
     ))?;
     ensure!(made.exit_code == 0, "{made:?}");
 
