@@ -45,7 +45,7 @@ use types::{SandboxRecord, UrlInfo};
 pub use config::{ApiConfig, base_url};
 pub use limits::RATE_DEFAULT;
 pub use openapi::openapi_json;
-pub use preview::{alias_listener, serve_previews};
+pub use preview::{ALIAS_PORT_DEFAULT, alias_listener, serve_previews};
 pub use serve::serve;
 
 /// What every handler has.

@@ -22,9 +22,6 @@ use log::LogFormat;
 /// Where the server listens when nothing else is said.
 pub const PORT_DEFAULT: u16 = 7333;
 
-/// Where aliases of previews are served when nothing else is said.
-const ALIAS_PORT_DEFAULT: u16 = 7334;
-
 /// Requests a second when nothing else is said.
 const RATE_DEFAULT: u32 = cove_api::RATE_DEFAULT.get();
 
@@ -39,7 +36,7 @@ pub struct Args {
     port: u16,
     /// The port on 127.0.0.1 for preview aliases such as http://3000-my-app.localhost:7334/; where it is taken any free one is
     /// used, as with 0
-    #[arg(long, value_name = "PORT", default_value_t = ALIAS_PORT_DEFAULT, env = "COVE_PREVIEW_PORT")]
+    #[arg(long, value_name = "PORT", default_value_t = cove_api::ALIAS_PORT_DEFAULT, env = "COVE_PREVIEW_PORT")]
     preview_port: u16,
     /// The guest image's directory
     #[arg(long, value_name = "DIR", env = "COVE_GUEST_DIR")]

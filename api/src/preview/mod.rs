@@ -31,6 +31,9 @@ use tokio_util::task::TaskTracker;
 pub use alias::url as alias_url;
 use proxy::Proxy;
 
+/// The port for preview aliases unless another one is wanted.
+pub const ALIAS_PORT_DEFAULT: u16 = 7334;
+
 /// Serves every preview of the engine, and their aliases on `alias`, until `stopping`. `pane_origins` are the pages that may
 /// show a preview in a frame. Returns when every connection has ended, at most some seconds after `stopping`.
 pub async fn serve_previews(
