@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::{build, check, setup, workspace};
 
 /// The modules of `tests/` whose counts are shortened otherwise.
-const MODULES: [&str; 2] = ["lives::", "faults::"];
+const MODULES: [&str; 6] = ["lives::", "faults::", "watch::", "traffic", "terminal::", "preview::"];
 
 /// Arguments of `cargo xtask soak`.
 #[derive(clap::Args)]
