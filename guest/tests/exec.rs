@@ -148,7 +148,9 @@ fn a_command_that_does_not_read_its_input_still_ends() {
 fn signals_reach_the_process_group() {
     let agent = Agent::start();
     let mut client = agent.connect();
-    client.start(&Exec { stdin: true, ..exec("trap 'echo caught; exit 3' INT; echo set; read line") });
+    // A signal just before `read` begins to wait would only be seen after it.
+    let line = "trap 'echo caught; exit 3' INT; echo set; until read -t 0.5 line; do :; done";
+    client.start(&Exec { stdin: true, ..exec(line) });
     assert!(matches!(client.reply(), Some(Reply::Output { .. })));
     client.input(&Input::Signal(0));
     client.input(&Input::Signal(1000));
