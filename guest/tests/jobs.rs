@@ -107,7 +107,7 @@ fn stop_is_polite_first_and_signals_reach_the_group() {
 
     let pid = start(&mut client, exec("sleep 1000 & echo $!; wait")).pid;
     eventually("its child", || act(&mut client, pid, JobAction::Describe).output_to > 0);
-    act(&mut client, pid, JobAction::Signal(libc::SIGINT));
+    act(&mut client, pid, JobAction::Signal(libc::SIGCONT));
     act(&mut client, pid, JobAction::Signal(libc::SIGKILL));
     let (_, out, _, _) = follow(&mut client, pid, 0, true);
     let child: u32 = out.trim().parse().unwrap();
