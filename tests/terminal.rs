@@ -263,7 +263,19 @@ impl Typist {
     }
 
     fn end(mut self) -> Result<u32> {
-        Ok(self.child.wait()?.exit_code())
+        let mut code = None;
+        until("the end of cove shell", PATIENCE, || {
+            code = self.child.try_wait()?.map(|status| status.exit_code());
+            Ok(code.is_some())
+        })?;
+        code.context("it has no exit code")
+    }
+}
+
+impl Drop for Typist {
+    fn drop(&mut self) {
+        // Gone already, unless the test failed.
+        let _ = self.child.kill();
     }
 }
 
@@ -289,6 +301,9 @@ fn shell(shared: &Shared) -> Result<()> {
     let mut typist = Typist::start(&host, &["shell", &id, "--session", &session])?;
     typist.until("marked")?;
     typist.send("\x03")?;
+    // What is typed while the shell acts on an interrupt is thrown away: first comes its next prompt.
+    typist.until("^C")?;
+    typist.until("# ")?;
     typist.send("exit 9\n")?;
     ensure!(typist.end()? == 9);
     // A program instead of a shell, and a session that is ended from outside.
