@@ -241,8 +241,9 @@ impl Machine {
             result = work => match result {
                 // A connection that breaks is mostly the first sign of the process's end, which says more.
                 Err(error @ (MachineError::Connect { .. } | MachineError::Frame { .. })) => {
-                    match timeout(REASON_DEADLINE, self.ended()).await {
-                        Ok(reason) => Err(MachineError::Exited(reason)),
+                    // Only its end is waited for here: what it said last has a deadline of its own.
+                    match timeout(REASON_DEADLINE, self.process.ended()).await {
+                        Ok(_) => Err(MachineError::Exited(self.ended().await)),
                         Err(_) => Err(error),
                     }
                 }
