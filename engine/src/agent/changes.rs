@@ -9,7 +9,6 @@ use std::task::{Context, Poll};
 use cove_protocol::guest::{Change, Reply, Request};
 use futures_util::Stream;
 use tokio::sync::mpsc;
-use tracing::Instrument;
 
 use super::connection::Connection;
 use super::{Agent, AgentError, unexpected};
@@ -41,47 +40,22 @@ impl Stream for FileChanges {
 impl Agent {
     /// Watches a directory and, if `recursive`, all below it.
     pub(crate) async fn watch(&self, path: &str, recursive: bool) -> Result<FileChanges, Error> {
-        let (connection, directories) = match self.begin_watch(path, recursive).await {
-            Ok(Ok(begun)) => begun,
-            Ok(Err(refused)) => return Err(refused),
-            Err(error) => return Err(self.explain(error).await),
+        let (opened, path) = (self.shared.pool.open().await, path.to_owned());
+        let begun = self.begin(opened, &Request::Watch { path, recursive }, BEGIN_DEADLINE).await?;
+        let (connection, directories) = match begun {
+            (connection, Reply::Watching { directories }) => (connection, directories),
+            (_, other) => return Err(self.explain(unexpected("watch", &other)).await),
         };
         let (sender, frames) = mpsc::channel(FRAMES_QUEUED_MAX);
-        let agent = self.clone();
-        let task = async move {
-            let result = tokio::select! {
-                result = pass_changes(connection, &sender) => result,
-                () = sender.closed() => return,
-            };
-            let error = match result {
-                Ok(None) => return,
-                Ok(Some(refused)) => refused,
-                Err(error) => agent.explain(error).await,
-            };
-            let _ = sender.send(Err(error)).await;
-        };
-        tokio::spawn(task.in_current_span());
+        self.pass_on(sender.clone(), pass_changes(connection, sender));
         Ok(FileChanges { directories, frames })
-    }
-
-    async fn begin_watch(&self, path: &str, recursive: bool) -> Result<Result<(Connection, u64), Error>, AgentError> {
-        let mut connection = self.shared.pool.open().await?;
-        connection.send("watch", &Request::Watch { path: path.to_owned(), recursive }).await?;
-        match connection.receive("watch", BEGIN_DEADLINE).await? {
-            Reply::Watching { directories } => Ok(Ok((connection, directories))),
-            Reply::Error { kind, message } => {
-                connection.give_back();
-                Ok(Err(Error::Guest { kind, message }))
-            }
-            other => Err(unexpected("watch", &other)),
-        }
     }
 }
 
 /// Passes changes on until the directory is gone; `Some` is the agent's refusal to go on.
 async fn pass_changes(
     mut connection: Connection,
-    frames: &mpsc::Sender<Result<Vec<Change>, Error>>,
+    frames: mpsc::Sender<Result<Vec<Change>, Error>>,
 ) -> Result<Option<Error>, AgentError> {
     loop {
         // Nothing may happen for as long as it likes.

@@ -18,7 +18,7 @@ use tokio_util::sync::PollSender;
 use tracing::Instrument;
 
 use super::connection::Connection;
-use super::{Agent, AgentError, Answer, REPLY_DEADLINE, unexpected};
+use super::{Agent, Answer, REPLY_DEADLINE, unexpected};
 use crate::error::Error;
 use crate::framed::{FrameReader, FrameWriter};
 
@@ -41,10 +41,10 @@ pub struct GuestStream {
 impl Agent {
     /// Opens a stream to a port.
     pub(crate) async fn connect(&self, port: u16) -> Result<GuestStream, Error> {
-        let connection = match self.begin_connect(port).await {
-            Ok(Ok(connection)) => connection,
-            Ok(Err(refused)) => return Err(refused),
-            Err(error) => return Err(self.explain(error).await),
+        let opened = self.shared.pool.open_stream().await;
+        let connection = match self.begin(opened, &Request::Connect { port }, REPLY_DEADLINE).await? {
+            (connection, Reply::Connected) => connection,
+            (_, other) => return Err(self.explain(unexpected("connect", &other)).await),
         };
         let (sender, incoming) = mpsc::channel(CHUNKS_QUEUED_MAX);
         let (outgoing, inputs) = mpsc::channel(CHUNKS_QUEUED_MAX);
@@ -52,26 +52,11 @@ impl Agent {
         Ok(GuestStream { incoming, rest: Bytes::new(), outgoing: PollSender::new(outgoing), ended: false })
     }
 
-    async fn begin_connect(&self, port: u16) -> Result<Result<Connection, Error>, AgentError> {
-        let mut connection = self.shared.pool.open_stream().await?;
-        connection.send("connect", &Request::Connect { port }).await?;
-        match connection.receive("connect", REPLY_DEADLINE).await? {
-            Reply::Connected => Ok(Ok(connection)),
-            Reply::Error { kind, message } => {
-                connection.give_back();
-                Ok(Err(Error::Guest { kind, message }))
-            }
-            other => Err(unexpected("connect", &other)),
-        }
-    }
-
     /// Who listens on TCP ports in the guest.
     pub(crate) async fn listeners(&self, within: Duration) -> Result<Vec<Listener>, Error> {
         match self.ask(&Request::Listeners, within).await {
             Ok(Answer::Reply(Reply::Listeners(listeners))) => Ok(listeners),
-            Ok(Answer::Reply(other)) => Err(self.explain(unexpected("listeners", &other)).await),
-            Ok(Answer::Refused { kind, message }) => Err(Error::Guest { kind, message }),
-            Err(error) => Err(self.explain(error).await),
+            other => Err(self.refused("listeners", other).await),
         }
     }
 }

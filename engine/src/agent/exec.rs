@@ -108,9 +108,10 @@ impl Agent {
         let deadline = exec
             .timeout_ms
             .and_then(|ms| Instant::now().checked_add(Duration::from_millis(ms).saturating_add(TIMEOUT_GRACE)));
-        let (connection, pid) = match self.begin_exec(exec).await {
-            Ok(begun) => begun,
-            Err(error) => return Err(self.explain_exec(error).await),
+        let opened = self.shared.pool.open().await;
+        let (connection, pid) = match self.begin(opened, &Request::Exec(Box::new(exec)), REPLY_DEADLINE).await? {
+            (connection, Reply::Started { pid }) => (connection, pid),
+            (_, other) => return Err(self.explain(unexpected("exec", &other)).await),
         };
         let (event_sender, events) = mpsc::channel(EVENTS_QUEUED_MAX);
         let (inputs, input_receiver) = mpsc::channel(INPUTS_QUEUED_MAX);
@@ -128,27 +129,6 @@ impl Agent {
         };
         tokio::spawn(task.in_current_span());
         Ok(Execution { pid, output: ExecOutput { events }, input: ExecInput { inputs, stdin } })
-    }
-
-    async fn begin_exec(&self, exec: Exec) -> Result<(Connection, i32), BeginError> {
-        let request = Request::Exec(Box::new(exec));
-        let mut connection = self.shared.pool.open().await?;
-        connection.send("exec", &request).await?;
-        match connection.receive("exec", REPLY_DEADLINE).await? {
-            Reply::Started { pid } => Ok((connection, pid)),
-            Reply::Error { kind, message } => {
-                connection.give_back();
-                Err(BeginError::Refused(Error::Guest { kind, message }))
-            }
-            other => Err(unexpected("exec", &other).into()),
-        }
-    }
-
-    async fn explain_exec(&self, error: BeginError) -> Error {
-        match error {
-            BeginError::Refused(error) => error,
-            BeginError::Agent(error) => self.explain(error).await,
-        }
     }
 
     /// Carries a command's connection to the command's end; `None` when nobody listens any more, which closes the
@@ -174,18 +154,6 @@ impl Agent {
             connection.give_back();
         }
         Ok(exit)
-    }
-}
-
-/// Why a command was not started.
-enum BeginError {
-    Refused(Error),
-    Agent(AgentError),
-}
-
-impl From<AgentError> for BeginError {
-    fn from(error: AgentError) -> Self {
-        BeginError::Agent(error)
     }
 }
 

@@ -10,7 +10,6 @@ use cove_protocol::guest::{CHUNK_BYTES_MAX, Entry, Input, Reply, Request};
 use futures_util::{Stream, StreamExt};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-use tracing::Instrument;
 
 use super::connection::Connection;
 use super::{Agent, AgentError, Answer, REPLY_DEADLINE, unexpected};
@@ -53,72 +52,29 @@ impl Stream for FileStream {
 
 impl Agent {
     pub(crate) async fn read_file(&self, path: &str) -> Result<(Entry, FileStream), Error> {
-        let begun = self.begin_read(path).await;
-        let (connection, entry) = match begun {
-            Ok(Ok(begun)) => begun,
-            Ok(Err(refused)) => return Err(refused),
-            Err(error) => return Err(self.explain(error).await),
-        };
-        Ok((entry, self.stream("read_file", connection, None)))
+        let opened = self.shared.pool.open().await;
+        match self.begin(opened, &Request::ReadFile { path: path.to_owned() }, REPLY_DEADLINE).await? {
+            (connection, Reply::FileInfo(entry)) => Ok((entry, self.stream("read_file", connection, None))),
+            (_, other) => Err(self.explain(unexpected("read_file", &other)).await),
+        }
     }
 
     /// Packs paths into one tar archive.
     pub(crate) async fn archive(&self, paths: &[String]) -> Result<FileStream, Error> {
-        match self.begin_archive(paths).await {
-            Ok(Ok((connection, first))) => Ok(self.stream("archive", connection, Some(first))),
-            Ok(Err(refused)) => Err(refused),
-            Err(error) => Err(self.explain(error).await),
-        }
-    }
-
-    async fn begin_archive(&self, paths: &[String]) -> Result<Result<(Connection, Bytes), Error>, AgentError> {
-        const NAME: &str = "archive";
-        let mut connection = self.shared.pool.open().await?;
-        connection.send(NAME, &Request::Archive { paths: paths.to_vec() }).await?;
-        match connection.receive(NAME, REPLY_DEADLINE).await? {
-            Reply::Data(data) => Ok(Ok((connection, Bytes::from(data.into_vec())))),
-            Reply::Error { kind, message } => {
-                connection.give_back();
-                Ok(Err(Error::Guest { kind, message }))
+        let opened = self.shared.pool.open().await;
+        match self.begin(opened, &Request::Archive { paths: paths.to_vec() }, REPLY_DEADLINE).await? {
+            (connection, Reply::Data(data)) => {
+                Ok(self.stream("archive", connection, Some(Bytes::from(data.into_vec()))))
             }
-            other => Err(unexpected(NAME, &other)),
+            (_, other) => Err(self.explain(unexpected("archive", &other)).await),
         }
     }
 
     /// The bytes that come on a connection, after those that came already.
     fn stream(&self, name: &'static str, connection: Connection, first: Option<Bytes>) -> FileStream {
         let (sender, chunks) = mpsc::channel(CHUNKS_QUEUED_MAX);
-        let agent = self.clone();
-        let task = async move {
-            if let Some(first) = first {
-                let _ = sender.send(Ok(first)).await;
-            }
-            let result = tokio::select! {
-                result = pass_chunks(name, connection, &sender) => result,
-                () = sender.closed() => return,
-            };
-            let error = match result {
-                Ok(None) => return,
-                Ok(Some(refused)) => refused,
-                Err(error) => agent.explain(error).await,
-            };
-            let _ = sender.send(Err(error)).await;
-        };
-        tokio::spawn(task.in_current_span());
+        self.pass_on(sender.clone(), pass_chunks(name, connection, first, sender));
         FileStream { chunks, active: None }
-    }
-
-    async fn begin_read(&self, path: &str) -> Result<Result<(Connection, Entry), Error>, AgentError> {
-        let mut connection = self.shared.pool.open().await?;
-        connection.send("read_file", &Request::ReadFile { path: path.to_owned() }).await?;
-        match connection.receive("read_file", REPLY_DEADLINE).await? {
-            Reply::FileInfo(entry) => Ok(Ok((connection, entry))),
-            Reply::Error { kind, message } => {
-                connection.give_back();
-                Ok(Err(Error::Guest { kind, message }))
-            }
-            other => Err(unexpected("read_file", &other)),
-        }
     }
 
     /// Writes a file, all or nothing; returns its length in bytes.
@@ -204,9 +160,7 @@ impl Agent {
     pub(crate) async fn stat(&self, path: &str) -> Result<Entry, Error> {
         match self.ask(&Request::Stat { path: path.to_owned() }, REPLY_DEADLINE).await {
             Ok(Answer::Reply(Reply::FileInfo(entry))) => Ok(entry),
-            Ok(Answer::Reply(other)) => Err(self.explain(unexpected("stat", &other)).await),
-            Ok(Answer::Refused { kind, message }) => Err(Error::Guest { kind, message }),
-            Err(error) => Err(self.explain(error).await),
+            other => Err(self.refused("stat", other).await),
         }
     }
 
@@ -236,12 +190,16 @@ impl From<AgentError> for WriteError {
     }
 }
 
-/// Passes a file's chunks on to its end; `Some` is the agent's refusal to go on.
+/// Passes chunks on to their end, after the one that came already; `Some` is the agent's refusal to go on.
 async fn pass_chunks(
     name: &'static str,
     mut connection: Connection,
-    chunks: &mpsc::Sender<Result<Bytes, Error>>,
+    first: Option<Bytes>,
+    chunks: mpsc::Sender<Result<Bytes, Error>>,
 ) -> Result<Option<Error>, AgentError> {
+    if let Some(first) = first {
+        let _ = chunks.send(Ok(first)).await;
+    }
     loop {
         match connection.receive(name, REPLY_DEADLINE).await? {
             Reply::Data(data) => {

@@ -9,7 +9,6 @@ use bytes::Bytes;
 use cove_protocol::guest::{self, FollowJob, JobAction, JobInfo, Reply, Request, StartJob};
 use futures_util::Stream;
 use tokio::sync::mpsc;
-use tracing::Instrument;
 
 use super::connection::Connection;
 use super::{Agent, AgentError, Answer, REPLY_DEADLINE, unexpected};
@@ -74,72 +73,44 @@ impl Agent {
         }
     }
 
-    /// The error of an answer that is not what was asked for.
-    pub(super) async fn refused(&self, request: &'static str, answer: Result<Answer, AgentError>) -> Error {
-        match answer {
-            Ok(Answer::Refused { kind, message }) => Error::Guest { kind, message },
-            Ok(Answer::Reply(other)) => self.explain(unexpected(request, &other)).await,
-            Err(error) => self.explain(error).await,
-        }
-    }
-
     /// Reads a job's output.
     pub(crate) async fn follow_job(&self, follow: FollowJob) -> Result<JobOutput, Error> {
-        let begun = async {
-            let mut connection = self.shared.pool.open_stream().await?;
-            connection.send("follow_job", &Request::FollowJob(follow)).await?;
-            let reply = connection.receive("follow_job", REPLY_DEADLINE).await?;
-            Ok((connection, reply))
-        };
-        let (connection, position) = match begun.await {
-            Ok((connection, Reply::Position { at })) => (connection, at),
-            Ok((connection, Reply::Error { kind, message })) => {
-                connection.give_back();
-                return Err(Error::Guest { kind, message });
-            }
-            Ok((_, other)) => return Err(self.explain(unexpected("follow_job", &other)).await),
-            Err(error) => return Err(self.explain(error).await),
+        let opened = self.shared.pool.open_stream().await;
+        let (connection, position) = match self.begin(opened, &Request::FollowJob(follow), REPLY_DEADLINE).await? {
+            (connection, Reply::Position { at }) => (connection, at),
+            (_, other) => return Err(self.explain(unexpected("follow_job", &other)).await),
         };
         let (sender, events) = mpsc::channel(EVENTS_QUEUED_MAX);
-        let agent = self.clone();
-        let task = async move {
-            // There is room for it.
-            let _ = sender.send(Ok(JobEvent::Position(position))).await;
-            let read = tokio::select! {
-                read = read(connection, &sender) => read,
-                () = sender.closed() => return,
-            };
-            if let Err(error) = read {
-                let _ = sender.send(Err(agent.explain(error).await)).await;
-            }
-        };
-        tokio::spawn(task.in_current_span());
+        self.pass_on(sender.clone(), read(connection, position, sender));
         Ok(JobOutput { events })
     }
 }
 
-/// Passes events on until the end.
-async fn read(mut connection: Connection, events: &mpsc::Sender<Result<JobEvent, Error>>) -> Result<(), AgentError> {
+/// Passes events on until the end, from the position where they begin; `Some` is the agent's refusal to go on.
+async fn read(
+    mut connection: Connection,
+    position: u64,
+    events: mpsc::Sender<Result<JobEvent, Error>>,
+) -> Result<Option<Error>, AgentError> {
+    let mut event = JobEvent::Position(position);
     loop {
+        // A closed channel ends this future through its caller.
+        let _ = events.send(Ok(event)).await;
         let reply = connection.framed.reader.read().await;
-        let event = match reply.map_err(|source| AgentError::Frame { request: "follow_job", source })? {
+        event = match reply.map_err(|source| AgentError::Frame { request: "follow_job", source })? {
             Some(Reply::Output { stream, data }) => JobEvent::Output { stream, data: data.into_vec().into() },
             Some(Reply::Position { at }) => JobEvent::Position(at),
             Some(Reply::Job(job)) => {
                 connection.give_back();
                 let _ = events.send(Ok(JobEvent::End(job))).await;
-                return Ok(());
+                return Ok(None);
             }
             Some(Reply::Error { kind, message }) => {
                 connection.give_back();
-                let _ = events.send(Err(Error::Guest { kind, message })).await;
-                return Ok(());
+                return Ok(Some(Error::Guest { kind, message }));
             }
             Some(other) => return Err(unexpected("follow_job", &other)),
             None => return Err(AgentError::Closed("follow_job")),
         };
-        if events.send(Ok(event)).await.is_err() {
-            return Ok(());
-        }
     }
 }

@@ -28,8 +28,9 @@ use std::time::Duration;
 
 use cove_protocol::frame::FrameError;
 use cove_protocol::guest::{Configure, Reply, Request};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
+use tracing::Instrument;
 
 pub use self::changes::FileChanges;
 pub use self::connect::GuestStream;
@@ -39,7 +40,7 @@ pub use self::jobs::{JobEvent, JobOutput};
 pub(crate) use self::ready::ReadySocket;
 pub use self::terminals::{Terminal, TerminalEvent, TerminalInput, TerminalOutput};
 
-use self::connection::Pool;
+use self::connection::{Connection, Pool};
 use crate::clock;
 use crate::error::Error;
 use crate::sandbox::{Sandbox, SandboxId, SandboxState};
@@ -203,10 +204,64 @@ impl Agent {
     async fn ask_for_done_within(&self, request: &Request, within: Duration) -> Result<(), Error> {
         match self.ask(request, within).await {
             Ok(Answer::Reply(Reply::Done)) => Ok(()),
-            Ok(Answer::Reply(other)) => Err(self.explain(unexpected(request.name(), &other)).await),
-            Ok(Answer::Refused { kind, message }) => Err(Error::Guest { kind, message }),
+            other => Err(self.refused(request.name(), other).await),
+        }
+    }
+
+    /// The error of an answer that is not what was asked for.
+    async fn refused(&self, request: &'static str, answer: Result<Answer, AgentError>) -> Error {
+        match answer {
+            Ok(Answer::Refused { kind, message }) => Error::Guest { kind, message },
+            Ok(Answer::Reply(other)) => self.explain(unexpected(request, &other)).await,
+            Err(error) => self.explain(error).await,
+        }
+    }
+
+    /// Sends a request on a connection that it has for itself, and takes the first of its replies.
+    async fn begin(
+        &self,
+        connection: Result<Connection, AgentError>,
+        request: &Request,
+        within: Duration,
+    ) -> Result<(Connection, Reply), Error> {
+        let name = request.name();
+        let begun = async {
+            let mut connection = connection?;
+            connection.send(name, request).await?;
+            let reply = connection.receive(name, within).await?;
+            Ok::<_, AgentError>((connection, reply))
+        };
+        match begun.await {
+            Ok((connection, Reply::Error { kind, message })) => {
+                connection.give_back();
+                Err(Error::Guest { kind, message })
+            }
+            Ok(begun) => Ok(begun),
             Err(error) => Err(self.explain(error).await),
         }
+    }
+
+    /// Runs `passing`, which passes what comes on a connection on to `items`, in a task of its own: until it is done, or
+    /// nobody takes the items any more. What it refuses or fails with is the last item.
+    fn pass_on<T: Send + 'static>(
+        &self,
+        items: mpsc::Sender<Result<T, Error>>,
+        passing: impl Future<Output = Result<Option<Error>, AgentError>> + Send + 'static,
+    ) {
+        let agent = self.clone();
+        let task = async move {
+            let result = tokio::select! {
+                result = passing => result,
+                () = items.closed() => return,
+            };
+            let error = match result {
+                Ok(None) => return,
+                Ok(Some(refused)) => refused,
+                Err(error) => agent.explain(error).await,
+            };
+            let _ = items.send(Err(error)).await;
+        };
+        tokio::spawn(task.in_current_span());
     }
 
     /// What a caller is told: that the sandbox failed or was destroyed, if that is why its connection broke.

@@ -106,20 +106,10 @@ impl Agent {
 
     /// Looks at a session.
     pub(crate) async fn attach_terminal(&self, attach: AttachTerminal) -> Result<Terminal, Error> {
-        let begun = async {
-            let mut connection = self.shared.pool.open_stream().await?;
-            connection.send("attach_terminal", &Request::AttachTerminal(attach)).await?;
-            let reply = connection.receive("attach_terminal", REPLY_DEADLINE).await?;
-            Ok((connection, reply))
-        };
-        let (connection, info) = match begun.await {
-            Ok((connection, Reply::Terminal(info))) => (connection, info),
-            Ok((connection, Reply::Error { kind, message })) => {
-                connection.give_back();
-                return Err(Error::Guest { kind, message });
-            }
-            Ok((_, other)) => return Err(self.explain(unexpected("attach_terminal", &other)).await),
-            Err(error) => return Err(self.explain(error).await),
+        let opened = self.shared.pool.open_stream().await;
+        let (connection, info) = match self.begin(opened, &Request::AttachTerminal(attach), REPLY_DEADLINE).await? {
+            (connection, Reply::Terminal(info)) => (connection, info),
+            (_, other) => return Err(self.explain(unexpected("attach_terminal", &other)).await),
         };
         let (sender, events) = mpsc::channel(EVENTS_QUEUED_MAX);
         let (inputs, input_receiver) = mpsc::channel(INPUTS_QUEUED_MAX);
