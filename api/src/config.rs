@@ -48,7 +48,7 @@ impl ApiConfig {
     }
 
     /// The origins of the pages that are ours: they may show previews in a frame.
-    pub fn own_pages(&self) -> Vec<String> {
+    pub(crate) fn own_pages(&self) -> Vec<String> {
         let served = self.hosts().into_iter().map(|host| format!("http://{host}"));
         served.chain(self.origins.iter().cloned()).collect()
     }

@@ -45,8 +45,8 @@ use types::{SandboxRecord, UrlInfo};
 pub use config::{ApiConfig, base_url};
 pub use limits::RATE_DEFAULT;
 pub use openapi::openapi_json;
-pub use preview::{ALIAS_PORT_DEFAULT, alias_listener, serve_previews};
-pub use serve::serve;
+pub use preview::ALIAS_PORT_DEFAULT;
+pub use serve::{serve, serve_all};
 
 /// What every handler has.
 #[derive(Clone)]

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
+use cove_engine::Engine;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -24,6 +25,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower_service::Service;
 
+use crate::preview::{alias_listener, serve_previews};
+use crate::{ApiConfig, router};
 use patience::{Patience, Patient};
 
 /// Connections at one time. One more is told so and closed: to let it wait would let slow clients lock the others out.
@@ -44,6 +47,31 @@ const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 /// How long a refused client may take to take its answer.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Serves the engine's API on `listener` and its previews, their aliases on `preview_port`, until the config's `stopping` is
+/// cancelled: what `cove serve` and the window do.
+///
+/// # Errors
+///
+/// As [`serve`]. Without a port for aliases previews work as well, on addresses of their own.
+pub async fn serve_all(
+    listener: TcpListener,
+    engine: Engine,
+    mut config: ApiConfig,
+    preview_port: u16,
+) -> io::Result<()> {
+    let stopping = config.stopping.clone();
+    let alias = alias_listener(preview_port).await.ok();
+    config.alias_port = alias.as_ref().and_then(|listener| Some(listener.local_addr().ok()?.port()));
+    let previews = tokio::spawn(serve_previews(engine.clone(), alias, config.own_pages(), stopping.clone()));
+    let served = serve(listener, router(engine, config), stopping.clone()).await;
+    // Also when the API ended by itself.
+    stopping.cancel();
+    if let Err(error) = previews.await {
+        tracing::error!(%error, "the task of the previews failed");
+    }
+    served
+}
 
 /// Serves until `stopping` is cancelled, which must be the token of the router's [`crate::ApiConfig`]. Then no new
 /// request is taken, streams end, and requests at work get 10 seconds.

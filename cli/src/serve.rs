@@ -89,12 +89,7 @@ pub async fn run(args: Args, connection: &ConnectionArgs) -> Result<u8> {
     let mut api = ApiConfig::new(token, port);
     api.rate_per_second = NonZeroU32::new(args.rate_limit);
     let stopping = api.stopping.clone();
-    // Previews have addresses of their own; without a port for aliases they work as well.
-    let alias = cove_api::alias_listener(args.preview_port).await.ok();
-    api.alias_port = alias.as_ref().and_then(|listener| Some(listener.local_addr().ok()?.port()));
-    let previews = cove_api::serve_previews(engine.clone(), alias, api.own_pages(), stopping.clone());
-    let previews = tokio::spawn(previews);
-    let server = cove_api::serve(listener, cove_api::router(engine.clone(), api), stopping.clone());
+    let server = cove_api::serve_all(listener, engine.clone(), api, args.preview_port);
     tokio::pin!(server);
     tokio::select! {
         served = &mut server => return served.map(|()| 0).context("The server ended by itself"),
@@ -105,7 +100,6 @@ pub async fn run(args: Args, connection: &ConnectionArgs) -> Result<u8> {
     let orderly = async {
         // The API bounds how long its requests may take to end.
         let served = server.await.context("The server failed while stopping");
-        let _ = previews.await;
         engine.shutdown().await;
         served
     };

@@ -23,7 +23,6 @@ struct Own {
     engine: Engine,
     stopping: CancellationToken,
     task: JoinHandle<std::io::Result<()>>,
-    previews: JoinHandle<()>,
 }
 
 impl Server {
@@ -44,14 +43,10 @@ impl Server {
         let port = listener.local_addr().context("Cannot tell the port")?.port();
         let token = token::load_or_make(engine.data_dir())?;
         engine.announce_port(port)?;
-        let mut api = ApiConfig::new(token.clone(), port);
+        let api = ApiConfig::new(token.clone(), port);
         let stopping = api.stopping.clone();
-        // Previews have addresses of their own; without a port for aliases they work as well.
-        let alias = cove_api::alias_listener(cove_api::ALIAS_PORT_DEFAULT).await.ok();
-        api.alias_port = alias.as_ref().and_then(|listener| Some(listener.local_addr().ok()?.port()));
-        let previews = cove_api::serve_previews(engine.clone(), alias, api.own_pages(), stopping.clone());
-        let serving = cove_api::serve(listener, cove_api::router(engine.clone(), api), stopping.clone());
-        let own = Own { engine, stopping, task: tokio::spawn(serving), previews: tokio::spawn(previews) };
+        let serving = cove_api::serve_all(listener, engine.clone(), api, cove_api::ALIAS_PORT_DEFAULT);
+        let own = Own { engine, stopping, task: tokio::spawn(serving) };
         Ok(Server { connection: Connection { base_url: base_url(port), token }, own: Some(own) })
     }
 
@@ -60,7 +55,6 @@ impl Server {
         let Some(own) = self.own else { return Ok(()) };
         own.stopping.cancel();
         let served = own.task.await.context("The server's task failed")?;
-        own.previews.await.context("The task of the previews failed")?;
         own.engine.shutdown().await;
         served.context("The server failed while stopping")
     }

@@ -36,7 +36,7 @@ pub const ALIAS_PORT_DEFAULT: u16 = 7334;
 
 /// Serves every preview of the engine, and their aliases on `alias`, until `stopping`. `pane_origins` are the pages that may
 /// show a preview in a frame. Returns when every connection has ended, at most some seconds after `stopping`.
-pub async fn serve_previews(
+pub(crate) async fn serve_previews(
     engine: Engine,
     alias: Option<TcpListener>,
     pane_origins: Vec<String>,
@@ -72,7 +72,7 @@ pub async fn serve_previews(
 ///
 /// # Errors
 /// When not even a free port can be had.
-pub async fn alias_listener(port: u16) -> std::io::Result<TcpListener> {
+pub(crate) async fn alias_listener(port: u16) -> std::io::Result<TcpListener> {
     match TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await {
         Err(error) if port != 0 => {
             tracing::warn!(port, %error, "the port for preview aliases is taken; another one is used");

@@ -14,7 +14,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::exec::{self, Broken};
-use super::processes::{ProcessLogsQuery, logs, process_id, record};
+use super::processes::{self, ProcessLogsQuery, process_id, record};
 use super::sandbox_id;
 use crate::Api;
 use crate::error::ApiError;
@@ -152,8 +152,7 @@ async fn on_terminal(
 #[utoipa::path(get, path = "/sandboxes/{id}/commands", tag = "processes", params(("id" = String, Path)),
     responses((status = 200, body = Data<Vec<ProcessRecord>>)))]
 pub async fn list_commands(State(api): State<Api>, Id(id): Id) -> Result<Json<Data<Vec<ProcessRecord>>>, ApiError> {
-    let jobs = api.engine.jobs(&sandbox_id(&id)?).await?;
-    Ok(Json(Data { data: jobs.into_iter().map(ProcessRecord::from).collect() }))
+    processes::list_processes(State(api), Id(id)).await
 }
 
 /// One background process.
@@ -164,8 +163,7 @@ pub async fn get_command(
     Id(id): Id,
     Pid(pid): Pid,
 ) -> Result<Json<Data<ProcessRecord>>, ApiError> {
-    let (id, pid) = (sandbox_id(&id)?, process_id(&pid)?);
-    Ok(Json(record(api.engine.job(&id, pid).await?)))
+    processes::get_process(State(api), Id(id), Pid(pid)).await
 }
 
 /// What a background process wrote last.
@@ -177,8 +175,7 @@ pub async fn get_command_logs(
     Pid(pid): Pid,
     Query(query): Query<ProcessLogsQuery>,
 ) -> Result<Json<ProcessLogs>, ApiError> {
-    let (id, pid) = (sandbox_id(&id)?, process_id(&pid)?);
-    Ok(Json(logs(&api.engine, &id, pid, &query).await?))
+    processes::get_process_logs(State(api), Id(id), Pid(pid), Query(query)).await
 }
 
 /// Ends a background process: SIGTERM, and SIGKILL after five seconds.

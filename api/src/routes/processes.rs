@@ -107,12 +107,7 @@ pub async fn get_process_logs(
 }
 
 /// Reads what is kept of a process's output.
-pub(super) async fn logs(
-    engine: &Engine,
-    id: &SandboxId,
-    pid: i32,
-    query: &ProcessLogsQuery,
-) -> Result<ProcessLogs, ApiError> {
+async fn logs(engine: &Engine, id: &SandboxId, pid: i32, query: &ProcessLogsQuery) -> Result<ProcessLogs, ApiError> {
     let from = query.cursor.as_deref().map(|text| number("cursor", text)).transpose()?;
     let tail = query.tail.as_deref().map(|text| number("tail", text)).transpose()?;
     let mut output = engine.follow_job(id, FollowJob { pid, from: from.unwrap_or(0), follow: false }).await?;
