@@ -100,23 +100,15 @@ fn full_screen(shared: &Shared) -> Result<()> {
     let sessions = host.api().get(&sandbox.path("/terminal"))?.data()?;
     let ours = sessions.as_array().into_iter().flatten().find(|s| s["session_id"] == session.as_str());
     ensure!(ours.is_some_and(|s| s["cols"] == 100 && s["rows"] == 30), "{sessions}");
-    // Two who come later see the same screen, without the program doing anything.
-    let screens: Vec<Vec<u8>> = (0..2)
-        .map(|_| {
-            let mut view = View::attach(&host, &sandbox, &session)?;
-            view.until("PID")?;
-            view.until("cove-agent")?;
-            // The replay ends with the cursor.
-            let text = std::mem::take(&mut view.seen);
-            view.socket.close(None)?;
-            Ok(text)
-        })
-        .collect::<Result<_>>()?;
-    ensure!(
-        screens[0] == screens[1],
-        "the screens differ: {:?}",
-        screens.iter().map(|s| String::from_utf8_lossy(s)).collect::<Vec<_>>()
-    );
+    // Two who come later see the same screen, without the program doing anything once it has drawn all of it.
+    let mut screens = [String::new(), String::new()];
+    let same = until("two see the same screen", PATIENCE, || {
+        for screen in &mut screens {
+            *screen = replayed(&host, &sandbox, &session)?;
+        }
+        Ok(screens[0] == screens[1])
+    });
+    same.with_context(|| format!("the screens: {screens:?}"))?;
     let mut view = View::attach(&host, &sandbox, &session)?;
     view.until("PID")?;
     view.send("q")?;
@@ -126,6 +118,15 @@ fn full_screen(shared: &Shared) -> Result<()> {
             return Ok(());
         }
     }
+}
+
+/// What a client that comes now is shown below the heading: one message, which ends with the cursor's place.
+fn replayed(host: &TestHost, sandbox: &TestSandbox, session: &str) -> Result<String> {
+    let mut view = View::attach(host, sandbox, session)?;
+    view.until("PID")?;
+    view.until("cove-agent")?;
+    view.socket.close(None)?;
+    Ok(String::from_utf8_lossy(&view.seen).into_owned())
 }
 
 fn through_pause(shared: &Shared) -> Result<()> {
