@@ -135,6 +135,12 @@ fn check(host: &TestHost, id: &str, operation: Operation) -> Result<()> {
         ensure!(child.read_file("/workspace/kept")?.body == b"first", "{snapshot} is not whole");
         child.destroy()?;
     }
+    // A fork that was made though its source died is whole as well.
+    for record in host.list()?.iter().filter(|record| record["id"] != id) {
+        let child = TestSandbox::existing(host.api(), record["id"].as_str().context("no id")?);
+        ensure!(record["state"] != "running" || child.read_file("/workspace/kept")?.body == b"first", "{record}");
+        child.destroy()?;
+    }
     let layers = disks::layers_of(host.vmm_pid(id)?)?;
     sandbox.post("/pause", &json!({}))?;
     until("no machine uses a disk", SETTLED_MAX, || Ok(host.machines().is_empty()))?;
