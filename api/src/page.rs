@@ -12,9 +12,11 @@ use rust_embed::{EmbeddedFile, RustEmbed};
 use crate::Api;
 use crate::error::ApiError;
 
-/// What the page may load and call: itself and this server.
+/// What the page may load and call: itself and this server; in frames previews, whose loopback addresses no narrower
+/// source can name (CSP has no wildcard for addresses).
 const POLICY: HeaderValue = HeaderValue::from_static(
-    "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; frame-ancestors 'none'; base-uri 'none'",
+    "default-src 'self'; connect-src 'self' ws:; frame-src http:; style-src 'self' 'unsafe-inline'; \
+     img-src 'self' data: blob:; object-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
 );
 
 /// The built page. The folder may be missing in a build of the crates alone.

@@ -56,14 +56,16 @@ fn is_fresh(made: Instant, now: Instant) -> bool {
     now.saturating_duration_since(made) < Duration::from_secs(TICKET_SECONDS)
 }
 
-/// True for the paths, prefix cut off, that a ticket opens: streams of events, output and terminals.
+/// True for the paths, prefix cut off, that a ticket opens: streams of events, output and terminals, and downloads, which a
+/// browser writes to disk by itself.
 pub fn is_stream(path: &str) -> bool {
     path == "/events/stream"
         || path.strip_prefix("/sandboxes/").is_some_and(|rest| {
             let mut parts = rest.splitn(2, '/');
             parts.next().is_some_and(|id| !id.is_empty())
                 && parts.next().is_some_and(|route| {
-                    matches!(route, "events" | "files/watch") || (route.ends_with("/stream") && !route.contains("//"))
+                    matches!(route, "events" | "files/watch" | "exports/download")
+                        || (route.ends_with("/stream") && !route.contains("//"))
                 })
         })
 }
@@ -106,12 +108,20 @@ mod tests {
             "/sandboxes/sbx_1/readiness/stream",
             "/sandboxes/sbx_1/logs/stream",
             "/sandboxes/sbx_1/files/watch",
+            "/sandboxes/sbx_1/exports/download",
             "/sandboxes/sbx_1/processes/7/stream",
             "/sandboxes/sbx_1/terminal/stream",
         ] {
             assert!(is_stream(path), "{path}");
         }
-        for path in ["/sandboxes", "/sandboxes/sbx_1", "/sandboxes//events", "/sandboxes/sbx_1/files", "/events"] {
+        for path in [
+            "/sandboxes",
+            "/sandboxes/sbx_1",
+            "/sandboxes//events",
+            "/sandboxes/sbx_1/files",
+            "/sandboxes/sbx_1/fs/download",
+            "/events",
+        ] {
             assert!(!is_stream(path), "{path}");
         }
         assert_eq!(in_query("types=a&ticket=tkt_x"), Some("tkt_x"));
