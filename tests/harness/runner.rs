@@ -2,12 +2,16 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use libtest_mimic::{Failed, Trial};
 
 use super::{TestHost, TestSandbox, small};
 use crate::disks;
+
+/// Tests that take longer are told of, since the whole run has a budget.
+const SLOW: Duration = Duration::from_secs(10);
 
 /// Tests that measure hold this alone.
 static PROCESSOR: RwLock<()> = RwLock::new(());
@@ -86,24 +90,28 @@ fn make_seed() -> Result<TestHost> {
 
 /// A test that may run beside others.
 pub fn parallel(shared: &Arc<Shared>, name: &str, test: fn(&Shared) -> Result<()>) -> Trial {
-    let shared = Arc::clone(shared);
-    Trial::test(name, move || {
+    let (shared, name) = (Arc::clone(shared), name.to_owned());
+    Trial::test(name.clone(), move || {
         let _beside = PROCESSOR.read().unwrap_or_else(PoisonError::into_inner);
-        attempt(&shared, test)
+        attempt(&shared, &name, test)
     })
 }
 
 /// A test that runs alone, because it measures.
 pub fn exclusive(shared: &Arc<Shared>, name: &str, test: fn(&Shared) -> Result<()>) -> Trial {
-    let shared = Arc::clone(shared);
-    Trial::test(name, move || {
+    let (shared, name) = (Arc::clone(shared), name.to_owned());
+    Trial::test(name.clone(), move || {
         let _alone = PROCESSOR.write().unwrap_or_else(PoisonError::into_inner);
-        attempt(&shared, test)
+        attempt(&shared, &name, test)
     })
 }
 
-fn attempt(shared: &Shared, test: fn(&Shared) -> Result<()>) -> Result<(), Failed> {
+fn attempt(shared: &Shared, name: &str, test: fn(&Shared) -> Result<()>) -> Result<(), Failed> {
+    let began = Instant::now();
     let outcome = catch_unwind(AssertUnwindSafe(|| test(shared)));
+    if began.elapsed() > SLOW {
+        eprintln!("  {name} took {} s", began.elapsed().as_secs());
+    }
     let error = match outcome {
         Ok(Ok(())) => return Ok(()),
         Ok(Err(error)) => format!("{error:#}"),
