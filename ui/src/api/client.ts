@@ -1,24 +1,24 @@
-// Typed calls; the only thing pages import.
-import type { Connection } from "./connection";
-import { transport } from "./transport";
-import type { components } from "./types.gen";
+// Typed calls, by area; with the wire types, the only thing that pages import.
+import { eventsApi } from "./events";
+import { sandboxesApi } from "./sandboxes";
+import { systemApi } from "./system";
+import { templatesApi } from "./templates";
+import type { Transport } from "./transport";
 
-export { ApiError } from "./transport";
+export { ApiError, asApiError, isAbort } from "./errors";
+export type { components, paths } from "./types.gen";
+export type * from "./events";
+export type * from "./sandboxes";
+export type * from "./system";
+export type * from "./templates";
 
-export type Sandbox = components["schemas"]["SandboxRecord"];
-
-/** The API as the page uses it. */
-export function client(connection: Connection) {
-  const send = transport(connection);
+/** The API as the page uses it: `api.sandboxes.pause(id)`. */
+export function client(transport: Transport) {
   return {
-    sandboxes: {
-      list: async (): Promise<Sandbox[]> => (await send("GET", "/sandboxes")) as Sandbox[],
-      /** Resolves as soon as the sandbox is recorded: it is still being made then. */
-      create: async (): Promise<Sandbox> => (await send("POST", "/sandboxes?wait=false", {})) as Sandbox,
-      destroy: async (id: string): Promise<void> => {
-        await send("DELETE", `/sandboxes/${id}`);
-      },
-    },
+    sandboxes: sandboxesApi(transport),
+    templates: templatesApi(transport),
+    events: eventsApi(transport),
+    system: systemApi(transport),
   };
 }
 

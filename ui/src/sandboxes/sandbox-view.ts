@@ -4,31 +4,36 @@ import { age, megabytes } from "../lib/format";
 
 export type Tone = "good" | "busy" | "quiet" | "bad";
 
-export interface SandboxView {
-  id: string;
-  title: string;
-  state: string;
-  tone: Tone;
-  template: string;
-  shape: string;
-  age: string;
-  problem: string | null;
-}
-
 const TONES: Record<string, Tone> = { running: "good", paused: "quiet", destroyed: "quiet", error: "bad" };
 
-/** A sandbox as its row shows it. */
-export function sandboxView(sandbox: Sandbox, now: Date): SandboxView {
+/** The colour of a state; those that pass by themselves are `busy`. */
+export function toneOf(state: string): Tone {
+  return TONES[state] ?? "busy";
+}
+
+/** A state as a word: `Running`. */
+export function stateWord(state: string): string {
+  return state.charAt(0).toUpperCase() + state.slice(1);
+}
+
+/** What people call it. */
+export function titleOf(sandbox: Pick<Sandbox, "id" | "name">): string {
+  return sandbox.name ?? sandbox.id;
+}
+
+/** `1 vCPU · 512 MB · 2 GB`, with the named size in front if it has one. */
+export function shapeOf(sandbox: Pick<Sandbox, "cpu_count" | "memory_mb" | "disk_size_mb">): string {
   const { cpu_count, memory_mb, disk_size_mb } = sandbox;
-  const problem = (sandbox.metadata as Record<string, unknown>).last_error;
-  return {
-    id: sandbox.id,
-    title: sandbox.name ?? sandbox.id,
-    state: sandbox.state,
-    tone: TONES[sandbox.state] ?? "busy",
-    template: sandbox.template_id,
-    shape: `${cpu_count} vCPU · ${megabytes(memory_mb)} · ${megabytes(disk_size_mb)} disk`,
-    age: age(new Date(sandbox.created_at), now),
-    problem: typeof problem === "string" ? problem : null,
-  };
+  return `${cpu_count} vCPU · ${megabytes(memory_mb)} · ${megabytes(disk_size_mb)}`;
+}
+
+/** Why it failed, in state `error`. */
+export function lastError(sandbox: Pick<Sandbox, "metadata">): string | null {
+  const reason = (sandbox.metadata as Record<string, unknown>).last_error;
+  return typeof reason === "string" && reason !== "" ? reason : null;
+}
+
+/** Since when its session runs; `null` when none does. */
+export function sessionAge(sandbox: Pick<Sandbox, "state" | "started_at">, now: Date): string | null {
+  return sandbox.state === "running" && sandbox.started_at ? age(new Date(sandbox.started_at), now) : null;
 }

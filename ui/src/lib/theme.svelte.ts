@@ -1,0 +1,43 @@
+// Light, dark, or as the system says. Kept in the browser; the sheet of tokens reads `data-theme`.
+const KEY = "cove.theme";
+export type Theme = "system" | "light" | "dark";
+
+class ThemeState {
+  choice = $state<Theme>("system");
+
+  constructor() {
+    const stored = read();
+    if (stored === "light" || stored === "dark") this.choose(stored);
+  }
+
+  choose(theme: Theme): void {
+    this.choice = theme;
+    if (theme === "system") delete document.documentElement.dataset.theme;
+    else document.documentElement.dataset.theme = theme;
+    try {
+      localStorage.setItem(KEY, theme);
+    } catch {
+      // Without storage the choice lasts as long as the page.
+    }
+  }
+
+  /** What is shown now. */
+  get shown(): "light" | "dark" {
+    if (this.choice !== "system") return this.choice;
+    return matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+  }
+
+  toggle(): void {
+    this.choose(this.shown === "dark" ? "light" : "dark");
+  }
+}
+
+function read(): string | null {
+  try {
+    return localStorage.getItem(KEY);
+  } catch {
+    return null;
+  }
+}
+
+export const theme = new ThemeState();
