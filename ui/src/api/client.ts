@@ -1,5 +1,7 @@
 // Typed calls, by area; with the wire types, the only thing that pages import.
 import { eventsApi } from "./events";
+import { filesApi } from "./files";
+import { previewsApi } from "./previews";
 import { sandboxesApi } from "./sandboxes";
 import { systemApi } from "./system";
 import { templatesApi } from "./templates";
@@ -8,6 +10,8 @@ import type { Transport } from "./transport";
 export { ApiError, asApiError, isAbort } from "./errors";
 export type { components, paths } from "./types.gen";
 export type * from "./events";
+export type * from "./files";
+export type * from "./previews";
 export type * from "./sandboxes";
 export type * from "./system";
 export type * from "./templates";
@@ -17,6 +21,8 @@ export function client(transport: Transport) {
   return {
     sandboxes: sandboxesApi(transport),
     templates: templatesApi(transport),
+    files: filesApi(transport),
+    previews: previewsApi(transport),
     events: eventsApi(transport),
     system: systemApi(transport),
   };

@@ -34,7 +34,11 @@ const base = EditorView.theme({
   ".cm-panels.cm-panels-top": { borderBottom: "1px solid var(--border)" },
   ".cm-panel.cm-search": { padding: "var(--space-2) var(--space-6) var(--space-2) var(--space-3)" },
   ".cm-panel.cm-search label": { fontSize: "var(--text-xs)", color: "var(--text-muted)" },
-  ".cm-panel.cm-search [name=close]": { color: "var(--text-muted)", fontSize: "var(--text-lg)", padding: "0 var(--space-2)" },
+  ".cm-panel.cm-search [name=close]": {
+    color: "var(--text-muted)",
+    fontSize: "var(--text-lg)",
+    padding: "0 var(--space-2)",
+  },
   ".cm-textfield": {
     backgroundColor: "var(--bg)",
     border: "1px solid var(--border-strong)",
@@ -78,14 +82,14 @@ const merge = EditorView.theme({
 });
 
 const highlight = HighlightStyle.define([
-  { tag: [tags.keyword, tags.modifier, tags.operatorKeyword], color: "var(--syntax-keyword)" },
-  { tag: [tags.string, tags.special(tags.string), tags.regexp], color: "var(--syntax-string)" },
-  { tag: [tags.number, tags.bool, tags.null, tags.atom], color: "var(--syntax-number)" },
-  { tag: [tags.comment, tags.meta], color: "var(--syntax-comment)" },
-  { tag: [tags.function(tags.variableName), tags.function(tags.propertyName)], color: "var(--syntax-function)" },
-  { tag: [tags.typeName, tags.className, tags.namespace, tags.tagName], color: "var(--syntax-type)" },
-  { tag: [tags.propertyName, tags.attributeName], color: "var(--syntax-property)" },
-  { tag: tags.heading, fontWeight: "600", color: "var(--syntax-keyword)" },
+  { tag: [tags.keyword, tags.modifier, tags.operatorKeyword], color: "var(--chart-2)" },
+  { tag: [tags.string, tags.special(tags.string), tags.regexp], color: "var(--chart-3)" },
+  { tag: [tags.number, tags.bool, tags.null, tags.atom], color: "var(--chart-4)" },
+  { tag: [tags.comment, tags.meta], color: "var(--text-faint)" },
+  { tag: [tags.function(tags.variableName), tags.function(tags.propertyName)], color: "var(--chart-1)" },
+  { tag: [tags.typeName, tags.className, tags.namespace, tags.tagName], color: "var(--warn)" },
+  { tag: [tags.propertyName, tags.attributeName], color: "var(--chart-1)" },
+  { tag: tags.heading, fontWeight: "600", color: "var(--chart-2)" },
   { tag: tags.strong, fontWeight: "600" },
   { tag: tags.emphasis, fontStyle: "italic" },
   { tag: [tags.link, tags.url], color: "var(--accent)", textDecoration: "underline" },
