@@ -2,9 +2,13 @@
 import { eventsApi } from "./events";
 import { filesApi } from "./files";
 import { previewsApi } from "./previews";
+import { logsApi } from "./logs";
+import { metricsApi } from "./metrics";
+import { processesApi } from "./processes";
 import { sandboxesApi } from "./sandboxes";
 import { systemApi } from "./system";
 import { templatesApi } from "./templates";
+import { terminalApi } from "./terminal";
 import type { Transport } from "./transport";
 
 export { ApiError, asApiError, isAbort } from "./errors";
@@ -12,9 +16,13 @@ export type { components, paths } from "./types.gen";
 export type * from "./events";
 export type * from "./files";
 export type * from "./previews";
+export type * from "./logs";
+export type * from "./metrics";
+export type * from "./processes";
 export type * from "./sandboxes";
 export type * from "./system";
 export type * from "./templates";
+export type * from "./terminal";
 
 /** The API as the page uses it: `api.sandboxes.pause(id)`. */
 export function client(transport: Transport) {
@@ -23,6 +31,10 @@ export function client(transport: Transport) {
     templates: templatesApi(transport),
     files: filesApi(transport),
     previews: previewsApi(transport),
+    terminal: terminalApi(transport),
+    processes: processesApi(transport),
+    logs: logsApi(transport),
+    metrics: metricsApi(transport),
     events: eventsApi(transport),
     system: systemApi(transport),
   };
