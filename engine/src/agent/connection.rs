@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use cove_protocol::vmm::AGENT_PORT;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{AgentError, REPLY_DEADLINE};
 use crate::framed::Framed;
@@ -21,8 +22,11 @@ const OPERATIONS_MAX: usize = 60;
 /// Streams to ports at one time, counted apart: a page with many connections must not keep commands from running.
 const STREAMS_MAX: usize = 128;
 
-/// Connections kept at rest.
-const IDLE_MAX: usize = 4;
+/// Connections kept at rest: as many as callers that ask at once, since a new one costs a guest more than a short request.
+const IDLE_MAX: usize = 16;
+
+/// How many times its deadline a request may wait in all, while the agent answers others.
+const DEADLINES_MAX: u32 = 5;
 
 /// How long an operation waits for its turn.
 const TURN_DEADLINE: Duration = Duration::from_secs(30);
@@ -40,6 +44,7 @@ pub(super) struct Pool {
     idle: Arc<Mutex<Vec<Framed>>>,
     turns: Arc<Semaphore>,
     streams: Arc<Semaphore>,
+    heard: Arc<Mutex<Instant>>,
 }
 
 /// A connection that carries one operation. Dropped, it is closed, unless it was given back.
@@ -47,13 +52,16 @@ pub(super) struct Pool {
 pub(super) struct Connection {
     pub(super) framed: Framed,
     idle: Arc<Mutex<Vec<Framed>>>,
+    /// When the agent last said something, on whichever connection.
+    heard: Arc<Mutex<Instant>>,
     _turn: OwnedSemaphorePermit,
 }
 
 impl Pool {
     pub(super) fn new(socket: PathBuf) -> Self {
         let (turns, streams) = (Semaphore::new(OPERATIONS_MAX), Semaphore::new(STREAMS_MAX));
-        Self { socket, idle: Arc::default(), turns: Arc::new(turns), streams: Arc::new(streams) }
+        let heard = Arc::new(Mutex::new(Instant::now()));
+        Self { socket, idle: Arc::default(), turns: Arc::new(turns), streams: Arc::new(streams), heard }
     }
 
     /// A connection at rest, or a new one.
@@ -75,7 +83,7 @@ impl Pool {
             Some(framed) => framed,
             None => connect(&self.socket).await?,
         };
-        Ok(Connection { framed, idle: Arc::clone(&self.idle), _turn: turn })
+        Ok(Connection { framed, idle: Arc::clone(&self.idle), heard: Arc::clone(&self.heard), _turn: turn })
     }
 
     fn take_idle(&self) -> Option<Framed> {
@@ -100,12 +108,29 @@ impl Connection {
         }
     }
 
+    /// The next reply. An agent that answers others is only busy, and is waited for longer than one that says nothing.
     pub(super) async fn receive(&mut self, name: &'static str, within: Duration) -> Result<Reply, AgentError> {
-        match timeout(within, self.framed.reader.read()).await {
-            Ok(Ok(Some(reply))) => Ok(reply),
-            Ok(Ok(None)) => Err(AgentError::Closed(name)),
-            Ok(Err(source)) => Err(AgentError::Frame { request: name, source }),
-            Err(_) => Err(AgentError::Deadline { request: name, seconds: within.as_secs() }),
+        let asked = Instant::now();
+        let mut reading = pin!(self.framed.reader.read());
+        let mut deadline = asked + within;
+        let read = loop {
+            if let Ok(read) = timeout_at(deadline, &mut reading).await {
+                break read;
+            }
+            let heard = *self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+            let later = (heard + within).min(asked + within * DEADLINES_MAX);
+            if later <= deadline {
+                return Err(AgentError::Deadline { request: name, seconds: asked.elapsed().as_secs() });
+            }
+            deadline = later;
+        };
+        match read {
+            Ok(Some(reply)) => {
+                *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+                Ok(reply)
+            }
+            Ok(None) => Err(AgentError::Closed(name)),
+            Err(source) => Err(AgentError::Frame { request: name, source }),
         }
     }
 }

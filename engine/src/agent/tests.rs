@@ -355,6 +355,32 @@ async fn a_silent_agent_does_not_hold_a_call_for_ever() {
 }
 
 #[tokio::test]
+async fn an_agent_that_answers_others_is_waited_for() {
+    const WITHIN: Duration = Duration::from_secs(2);
+    let mock = Mock::start().await;
+    let (release, released) = tokio::sync::oneshot::channel::<()>();
+    mock.script(|mut framed, _| {
+        tokio::spawn(async move {
+            released.await.ok()?;
+            framed.writer.write(&Reply::Done).await.ok()?;
+            Some(framed)
+        })
+    });
+    let slow = tokio::spawn({
+        let agent = mock.agent.clone();
+        async move { agent.sync(WITHIN).await }
+    });
+    let began = tokio::time::Instant::now();
+    while began.elapsed() < WITHIN + WITHIN / 2 {
+        tokio::time::sleep(WITHIN / 20).await;
+        mock.replies(vec![Reply::Done]);
+        mock.agent.make_dir("/a").await.unwrap();
+    }
+    release.send(()).unwrap();
+    slow.await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn another_version_is_refused() {
     let mock = Mock::start().await;
     mock.replies(vec![Reply::Hello { version: 999, boot_us: 1, kernel: String::new() }]);
