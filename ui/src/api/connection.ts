@@ -45,3 +45,14 @@ export async function findConnection(): Promise<Connection> {
   }
   return { base_url: `${location.origin}/api/v1`, token };
 }
+
+/** Opens a web page outside of Cove: in the user's browser, or from a browser in another tab. */
+export async function openExternal(url: string): Promise<void> {
+  if (isTauri()) {
+    await invoke("open_external", { url }).catch((error: unknown) => {
+      throw new Error(String(error));
+    });
+  } else {
+    window.open(url, "_blank", "noopener,noreferrer");
+  }
+}

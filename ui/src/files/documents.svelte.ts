@@ -182,6 +182,13 @@ export class Documents {
     return false;
   }
 
+  /** Shows both texts of a file that was changed outside, without saving. */
+  async compare(file: OpenFile): Promise<void> {
+    const entry = await this.statOrNull(file.path);
+    const theirs = entry === null ? null : await this.readText(file.path);
+    this.conflict = { file, mine: file.current(), theirs, entry };
+  }
+
   /** The decision to take what the sandbox has; it is put in as an edit, so that it can be undone. */
   takeTheirs({ file, theirs, entry }: Conflict): void {
     this.conflict = null;

@@ -51,6 +51,7 @@ export class FileActions {
     if (name === nameOf(path)) return path;
     const to = await this.freePath(parentOf(path), name, { slashes: false });
     await this.move(path, to);
+    await this.session.tree.load(parentOf(to));
     return to;
   }
 

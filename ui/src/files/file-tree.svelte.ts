@@ -39,6 +39,8 @@ export class FileTree {
   unwatched = $state(0);
 
   private stream: Stream | null = null;
+  /** Counts watches: what an older one says is not heard. */
+  private turn = 0;
   private retry: ReturnType<typeof setTimeout> | undefined;
   private awake = false;
   private readonly stale = new Set<string>();
@@ -200,10 +202,11 @@ export class FileTree {
     const shallow = this.root === "/" || SHALLOW_ROOTS.some((root) => isWithin(this.root, root));
     this.watching = "starting";
     this.unwatched = 0;
-    const stream = this.api.watch(this.sandbox, this.root, !shallow, {
-      onEvent: (frame) => this.take(frame),
+    const turn = ++this.turn;
+    this.stream = this.api.watch(this.sandbox, this.root, !shallow, {
+      onEvent: (frame) => turn === this.turn && this.take(frame),
       onState: (state, error) => {
-        if (this.stream !== stream) return;
+        if (turn !== this.turn) return;
         if (state === "open") {
           this.watching = shallow ? "shallow" : "live";
           // What happened between the first look and now was not told.
@@ -215,7 +218,6 @@ export class FileTree {
         }
       },
     });
-    this.stream = stream;
   }
 
   /** The watch ended: the sandbox was paused, the server went, the folder is gone, or there are too many watches. */
@@ -235,9 +237,9 @@ export class FileTree {
 
   private unwatch(): void {
     clearTimeout(this.retry);
-    const stream = this.stream;
+    this.turn += 1;
+    this.stream?.close();
     this.stream = null;
-    stream?.close();
     this.watching = "off";
   }
 
