@@ -102,6 +102,8 @@ pub enum EventKind {
         /// The address in the guest.
         address: IpAddr,
     },
+    /// Its name, times, tags or environment were changed.
+    Updated,
     /// A share token was made.
     ShareCreated {
         /// The share.
@@ -133,6 +135,7 @@ impl EventKind {
             EventKind::PreviewReady { .. } => "sandbox.preview.ready",
             EventKind::PortOpened(_) => "sandbox.port.opened",
             EventKind::PortClosed { .. } => "sandbox.port.closed",
+            EventKind::Updated => "sandbox.updated",
             EventKind::ShareCreated { .. } => "sandbox.share.created",
             EventKind::ShareRevoked { .. } => "sandbox.share.revoked",
         }
@@ -191,7 +194,7 @@ impl Event {
             EventKind::ShareCreated { share_id } | EventKind::ShareRevoked { share_id } => {
                 data.insert("share_id".into(), json!(share_id));
             }
-            EventKind::Created | EventKind::Idle => {}
+            EventKind::Created | EventKind::Idle | EventKind::Updated => {}
         }
         data
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use cove_engine::protocol::vmm::Stats;
-use cove_engine::{Engine, Limits, Shape};
+use cove_engine::{Engine, Limits, Shape, Size};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -43,6 +43,8 @@ pub struct LimitsInfo {
     /// The shape when nothing is asked for.
     #[schema(value_type = Object)]
     pub default_shape: Shape,
+    /// The sizes that have a name, smallest first.
+    pub sizes: Vec<NamedSize>,
     #[schema(value_type = Vec<u32>)]
     pub timeout_sec: [u32; 2],
     pub timeout_sec_default: u32,
@@ -54,6 +56,25 @@ pub struct LimitsInfo {
     pub cpu_granted_max: u32,
 }
 
+/// A shape that has a name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[allow(missing_docs, reason = "the names are those of the create body")]
+pub struct NamedSize {
+    /// What create takes as `size`.
+    #[schema(value_type = String)]
+    pub name: &'static str,
+    pub cpu_count: u32,
+    pub memory_mb: u32,
+    pub disk_size_mb: u32,
+}
+
+impl From<Size> for NamedSize {
+    fn from(size: Size) -> Self {
+        let Shape { cpu_count, memory_mb, disk_size_mb } = size.shape();
+        Self { name: size.as_str(), cpu_count, memory_mb, disk_size_mb }
+    }
+}
+
 impl From<Limits> for LimitsInfo {
     fn from(limits: Limits) -> Self {
         let ends = |range: std::ops::RangeInclusive<u32>| [*range.start(), *range.end()];
@@ -62,6 +83,7 @@ impl From<Limits> for LimitsInfo {
             memory_mb: ends(limits.memory_mb),
             disk_size_mb: ends(limits.disk_size_mb),
             default_shape: limits.default_shape,
+            sizes: Size::ALL.into_iter().map(NamedSize::from).collect(),
             timeout_sec: ends(limits.timeout_sec),
             timeout_sec_default: limits.timeout_sec_default,
             idle_timeout_sec: ends(limits.idle_timeout_sec),

@@ -33,6 +33,8 @@ export function sandboxesApi({ send }: Transport) {
     extend: (id: string, timeout_sec?: number) =>
       send<Sandbox>("POST", `${of(id)}/extend`, { body: timeout_sec === undefined ? {} : { timeout_sec } }),
     fork: (id: string, body: ForkBody = {}) => send<Sandbox>("POST", `${of(id)}/fork`, { body }),
+    snapshot: (id: string, body: { comment?: string; name?: string } = {}) =>
+      send<Schemas["SnapshotRecord"]>("POST", `${of(id)}/snapshots`, { body }),
     setTags: (id: string, tags: string[]) => send<Schemas["Tags"]>("PATCH", `${of(id)}/tags`, { body: { tags } }),
     readiness: (id: string) => send<Readiness>("GET", `${of(id)}/readiness`),
     usage: (id: string) => send<Usage>("GET", `${of(id)}/usage`),

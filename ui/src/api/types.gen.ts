@@ -3212,6 +3212,14 @@ export interface components {
          *             32768
          *           ],
          *           "sandboxes_max": 64,
+         *           "sizes": [
+         *             {
+         *               "cpu_count": 2,
+         *               "disk_size_mb": 20480,
+         *               "memory_mb": 4096,
+         *               "name": "small"
+         *             }
+         *           ],
          *           "timeout_sec": [
          *             1,
          *             86400
@@ -4890,6 +4898,8 @@ export interface components {
              * @description Most sandboxes that are not destroyed.
              */
             sandboxes_max: number;
+            /** @description The sizes that have a name, smallest first. */
+            sizes: components["schemas"]["NamedSize"][];
             timeout_sec: number[];
             /** Format: int32 */
             timeout_sec_default: number;
@@ -5172,6 +5182,17 @@ export interface components {
             data: components["schemas"]["SnapshotRecord"];
             /** @description `released`. */
             outcome: string;
+        };
+        /** @description A shape that has a name. */
+        NamedSize: {
+            /** Format: int32 */
+            cpu_count: number;
+            /** Format: int32 */
+            disk_size_mb: number;
+            /** Format: int32 */
+            memory_mb: number;
+            /** @description What create takes as `size`. */
+            name: string;
         };
         /**
          * @description A name that keeps a snapshot.
@@ -6482,6 +6503,14 @@ export interface components {
          *           32768
          *         ],
          *         "sandboxes_max": 64,
+         *         "sizes": [
+         *           {
+         *             "cpu_count": 2,
+         *             "disk_size_mb": 20480,
+         *             "memory_mb": 4096,
+         *             "name": "small"
+         *           }
+         *         ],
          *         "timeout_sec": [
          *           1,
          *           86400

@@ -1,4 +1,5 @@
 // The pages of the sidebar, and the components that draw them. A page whose component is not there is not in the list.
+import { Boxes, HardDrive, Layers, Settings } from "@lucide/svelte";
 import type { Component } from "svelte";
 
 type Load = () => Promise<{ default: Component }>;
@@ -27,3 +28,5 @@ export const pages: PageEntry[] = ALL.flatMap(({ path, ...entry }) => {
   const load = path === null ? null : found[path];
   return load === undefined ? [] : [{ ...entry, load }];
 });
+
+export const pageIcons = { sandboxes: Boxes, templates: Layers, disk: HardDrive, settings: Settings };

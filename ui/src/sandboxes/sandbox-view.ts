@@ -37,3 +37,13 @@ export function lastError(sandbox: Pick<Sandbox, "metadata">): string | null {
 export function sessionAge(sandbox: Pick<Sandbox, "state" | "started_at">, now: Date): string | null {
   return sandbox.state === "running" && sandbox.started_at ? age(new Date(sandbox.started_at), now) : null;
 }
+
+/** Seconds that its session has left now, `ageSeconds` after its record came; `null` when no end is set. */
+export function remainingSeconds(
+  sandbox: Pick<Sandbox, "state" | "timeout_remaining_ms">,
+  ageSeconds: number,
+): number | null {
+  const left = sandbox.timeout_remaining_ms;
+  if (sandbox.state !== "running" || left === null || left === undefined) return null;
+  return Math.max(0, left / 1000 - Math.max(0, ageSeconds));
+}

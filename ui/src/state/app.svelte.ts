@@ -9,6 +9,7 @@ import { ConnectionState } from "./connection.svelte";
 import { Events } from "./events.svelte";
 import { Resource } from "./resource.svelte";
 import { Sandboxes } from "./sandboxes.svelte";
+import { Target } from "./target.svelte";
 import { toasts, type Toasts } from "./toasts";
 import { Dialogs } from "./dialogs.svelte";
 
@@ -24,6 +25,7 @@ export interface App {
   router: Router;
   shortcuts: Shortcuts;
   dialogs: Dialogs;
+  target: Target;
   toasts: Toasts;
 }
 
@@ -45,7 +47,7 @@ export function makeApp(connection: Connection): App & { stop: () => void } {
   void system.refresh();
   return {
     ...{ connection, reach, transport: wire, api, events, sandboxes, templates, system },
-    ...{ router, shortcuts, dialogs: new Dialogs(), toasts },
+    ...{ router, shortcuts, dialogs: new Dialogs(), target: new Target(router, sandboxes), toasts },
     stop: () => {
       events.stop();
       unlisten();

@@ -12,12 +12,19 @@ export class Sandboxes extends Collection<Sandbox> {
   readonly busy = new SvelteMap<string, string>();
   readonly running = $derived((this.items ?? []).filter((sandbox) => sandbox.state === "running").length);
 
+  /** When each record came, for what goes on counting while it is shown. */
+  private readonly cameAt = new WeakMap<Sandbox, number>();
+
   constructor(
     readonly api: Api["sandboxes"],
     events: Events,
   ) {
     super({
-      list: () => api.list(),
+      list: async () => {
+        const items = await api.list();
+        for (const item of items) this.cameAt.set(item, Date.now());
+        return items;
+      },
       get: async (id) => {
         try {
           return await api.get(id);
@@ -32,6 +39,16 @@ export class Sandboxes extends Collection<Sandbox> {
         INSIDE.test(event.type) || typeof event.sandbox_id !== "string" ? null : event.sandbox_id,
       keeps: (sandbox) => sandbox.state !== "destroyed",
     });
+  }
+
+  /** Seconds since the record came. */
+  ageOf(sandbox: Sandbox, now: Date): number {
+    return (now.getTime() - (this.cameAt.get(sandbox) ?? now.getTime())) / 1000;
+  }
+
+  override put(sandbox: Sandbox): void {
+    this.cameAt.set(sandbox, Date.now());
+    super.put(sandbox);
   }
 
   /** The state to show: what is being done to it wins over what it was when it was last fetched. */

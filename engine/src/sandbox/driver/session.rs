@@ -89,6 +89,7 @@ impl Driver {
         }
         let env_changed = changed.env != before.env;
         self.record.send_replace(changed.clone());
+        self.shared.events.tell(&changed.id, EventKind::Updated);
         if env_changed && let Some((_, agent)) = self.machine() {
             let told = start::configure(&agent, &changed, false).await;
             log_failure("the guest was not told its new environment", told);
