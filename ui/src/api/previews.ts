@@ -26,6 +26,11 @@ export function previewsApi({ send }: Transport) {
     remove: (id: string, preview: string) => send<void>("DELETE", one(id, preview)),
     /** Who listens in the guest now; nobody while it does not run. Wakes nothing. */
     listeners: (id: string) => send<PortListener[]>("GET", `${of(id)}/ports`),
+    /** A token for this page's own panes; it is not listed among the shares. */
+    token: (id: string, port: number, expires_in: number) =>
+      send<Schemas["PreviewTokenRecord"]>("POST", `${of(id)}/preview-token`, {
+        body: { port, expires_in, scope: "interact" satisfies Scope },
+      }),
     /** A URL with a fresh token for one preview. The token is told once. */
     share: (id: string, preview: string, scope: Scope, ttl_seconds: number) =>
       send<SharedPreview>("POST", `${one(id, preview)}/share`, { body: { scope, ttl_seconds }, whole: true }),
