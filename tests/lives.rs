@@ -30,6 +30,7 @@ pub fn tests(shared: &Arc<Shared>) -> Vec<Trial> {
         exclusive(shared, "lives::the_clock_is_right_at_the_first_command_after_a_pause", clock_is_right),
         parallel(shared, "lives::forks_of_one_snapshot_share_no_number_and_no_later_byte", forks_differ),
         parallel(shared, "lives::a_live_fork_leaves_its_source_alone", live_fork),
+        parallel(shared, "lives::what_changed_between_snapshots_is_told_file_by_file", compared),
         parallel(shared, "lives::pauses_and_snapshots_in_a_row_lose_nothing_and_cost_nothing", cycles),
         parallel(shared, "lives::memory_of_every_size_is_kept_whole", memory_sizes),
         parallel(shared, "lives::timeouts_pause_and_activity_counts", timeouts),
@@ -221,6 +222,45 @@ fn held(pid: u32) -> Result<(usize, usize, u64)> {
     let count = |what: &str| Ok::<_, std::io::Error>(std::fs::read_dir(format!("/proc/{pid}/{what}"))?.count());
     let (rss, _) = crate::harness::resident_kib(pid)?;
     Ok((count("fd")?, count("task")?, rss))
+}
+
+fn compared(shared: &Shared) -> Result<()> {
+    let host = shared.host()?;
+    let sandbox = host.sandbox(&small())?;
+    let snapshot = || -> Result<String> {
+        Ok(sandbox.post("/snapshots", &json!({}))?["id"].as_str().context("no id")?.to_owned())
+    };
+    let changes = |from: &str, with: &str| -> Result<Vec<String>> {
+        let found = host.api().get(&format!("/snapshots/{from}/compare?with={with}"))?.data()?;
+        ensure!(found["more"] == 0, "{found}");
+        let told = |it: &serde_json::Value| format!("{} {}", it["change"], it["path"]).replace('"', "");
+        Ok(found["differences"].as_array().context("no list")?.iter().map(told).collect())
+    };
+    for (name, text) in [("gone", "1"), ("grown", "1"), ("same", "1"), ("turned", "1"), ("script", "1")] {
+        sandbox.write_file(&format!("/workspace/d/{name}"), text)?;
+    }
+    let first = snapshot()?;
+    ensure!(changes(&first, &first)?.is_empty(), "it differs from itself");
+    // `same` is written anew with the same byte, `turned` with another one.
+    for (name, text) in [("grown", "22"), ("same", "1"), ("turned", "2"), ("new", "1")] {
+        sandbox.write_file(&format!("/workspace/d/{name}"), text)?;
+    }
+    let ran = sandbox.run("rm /workspace/d/gone && chmod 755 /workspace/d/script")?;
+    ensure!(ran.exit_code == 0, "{ran:?}");
+    let expected = [
+        "removed /workspace/d/gone",
+        "modified /workspace/d/grown",
+        "added /workspace/d/new",
+        "permissions /workspace/d/script",
+        "modified /workspace/d/turned",
+    ];
+    let now = changes(&first, &sandbox.id)?;
+    ensure!(now == expected, "now: {now:?}");
+    let second = snapshot()?;
+    sandbox.write_file("/workspace/d/later", "1")?;
+    let then = changes(&first, &second)?;
+    ensure!(then == expected, "then: {then:?}");
+    sandbox.destroy()
 }
 
 fn cycles(shared: &Shared) -> Result<()> {

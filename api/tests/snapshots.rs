@@ -35,6 +35,7 @@ async fn an_unknown_snapshot_is_404_on_every_route_whatever_its_id() {
             (Method::DELETE, format!("/snapshots/{id}"), json!(null)),
             (Method::GET, format!("/snapshots/{id}/tree"), json!(null)),
             (Method::GET, format!("/snapshots/{id}/files?path=/a"), json!(null)),
+            (Method::GET, format!("/snapshots/{id}/compare?with=snap_2"), json!(null)),
             (Method::POST, format!("/snapshots/{id}/fork"), json!({})),
             (Method::GET, format!("/named-snapshots/{id}"), json!(null)),
             (Method::DELETE, format!("/named-snapshots/{id}"), json!(null)),
@@ -52,6 +53,16 @@ async fn an_unknown_snapshot_is_404_on_every_route_whatever_its_id() {
     assert_eq!(answer.refusal(), (404, "SNAPSHOT_NOT_FOUND"));
     let answer = server.post("/named-snapshots", json!({"name": "a", "sandbox_id": "sbx_1"})).await;
     assert_eq!(answer.refusal(), (404, "SANDBOX_NOT_FOUND"));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_comparison_names_both_sides_and_a_directory() {
+    let server = TestServer::start().await;
+    for (query, field) in [("", "with"), ("?with=snap_2&path=relative", "path")] {
+        let answer = server.get(&format!("/snapshots/snap_1/compare{query}")).await;
+        assert_eq!((answer.status, &answer.body["error"]["details"]["field"]), (422, &json!(field)), "{query}");
+    }
     server.stop().await;
 }
 

@@ -91,8 +91,10 @@ pub use sandbox::{
     Active, Activity, BootPath, External, Sandbox, SandboxFilter, SandboxId, SandboxSpec, SandboxState, SandboxUpdate,
     Shape, Size,
 };
+pub use snapshot::compare::{Comparison, Difference, Side};
 pub use snapshot::{ForkSource, ForkSpec, Snapshot, SnapshotFilter, SnapshotId, SnapshotSpec, SnapshotUpdate};
 pub use storage::Share;
+pub use storage::disk_use::{DiskOwner, DiskUse, OwnerKind};
 pub use template::Template;
 
 use config::Config;

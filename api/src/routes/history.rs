@@ -1,4 +1,4 @@
-//! Snapshots of all sandboxes: list, groups, look into, change, delete (contract X79-X85).
+//! Snapshots of all sandboxes: list, groups, look into, compare, change, delete (contract X79-X85).
 //!
 //! The history is what no name keeps. A snapshot's files are read by a hidden fork of it, which the first look starts.
 
@@ -9,7 +9,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
 use cove_engine::protocol::guest::EntryKind;
-use cove_engine::{Engine, SandboxId, Snapshot, SnapshotFilter};
+use cove_engine::{Engine, SandboxId, Side, Snapshot, SnapshotFilter};
 use futures_util::TryFutureExt;
 use serde::Deserialize;
 use utoipa::IntoParams;
@@ -25,13 +25,16 @@ use crate::extract::{Id, JsonBody, Query, number};
 use crate::heartbeat::{self, Unmistakable};
 use crate::idempotency::detached;
 use crate::types::{
-    BulkFailure, Data, DeleteManyBody, DeletedMany, DeletedSnapshot, FileEntry, Listing, Resource, SnapshotGroup,
-    SnapshotGroups, SnapshotPage, SnapshotRecord, SnapshotUpdateBody, SnapshotWithDependents, timestamp,
+    BulkFailure, Data, DeleteManyBody, DeletedMany, DeletedSnapshot, FileComparison, FileEntry, Listing, Resource,
+    SnapshotGroup, SnapshotGroups, SnapshotPage, SnapshotRecord, SnapshotUpdateBody, SnapshotWithDependents, timestamp,
 };
 
 /// Entries of a page when the caller does not say, and most.
 const PAGE_DEFAULT: usize = 50;
 const PAGE_MAX: usize = 200;
+
+/// The directory that is compared when the caller does not say.
+const PATH_COMPARED: &str = "/workspace";
 
 /// Most snapshots that one call may name.
 const IDS_MAX: usize = 1000;
@@ -43,6 +46,7 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(delete_snapshots))
         .routes(routes!(get_snapshot, update_snapshot, delete_snapshot_by_id))
         .routes(routes!(list_snapshot_files))
+        .routes(routes!(compare_snapshot_files))
         .routes(routes!(download_snapshot_file))
 }
 
@@ -260,6 +264,41 @@ pub async fn list_snapshot_files(
         let snapshot = engine.find_snapshot(&id).await?;
         let entries = engine.snapshot_list_dir(&snapshot.id, &path, 1).await?;
         Ok(Data { data: Listing { path, entries: entries.into_iter().map(FileEntry::from).collect() } })
+    });
+    Ok(heartbeat::answer(StatusCode::OK, work).await)
+}
+
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct CompareQuery {
+    /// The other side: a snapshot, by id or name, or a sandbox's id: its files as they are now.
+    with: Option<String>,
+    /// The directory; `/workspace` when absent. Of `/` all but `/dev`, `/proc`, `/run` and `/sys`.
+    path: Option<String>,
+}
+
+/// What differs below a directory, from a snapshot to another one or to a sandbox as it is now, which is resumed if it is
+/// paused. Two files of the same length whose time differs are read; a file that was written anew with the same bytes is no
+/// difference. The first look takes as long as a fork of each snapshot. An addition to the contract.
+#[utoipa::path(get, path = "/snapshots/{id}/compare", tag = "snapshots", params(("id" = String, Path), CompareQuery),
+    responses((status = 200, body = Data<FileComparison>)))]
+pub async fn compare_snapshot_files(
+    State(api): State<Api>,
+    Id(id): Id,
+    Query(query): Query<CompareQuery>,
+) -> Result<Response, ApiError> {
+    let path = query.path.unwrap_or_else(|| PATH_COMPARED.into());
+    checked_path(&path)?;
+    let with = query.with.ok_or_else(|| ApiError::invalid("with", "with is missing: a snapshot or a sandbox"))?;
+    let engine = api.engine;
+    let work = detached(async move {
+        let before = Side::Snapshot(engine.find_snapshot(&id).await?.id);
+        let after = match SandboxId::parse(&with) {
+            Some(sandbox) => Side::Sandbox(sandbox),
+            None => Side::Snapshot(engine.find_snapshot(&with).await?.id),
+        };
+        let found = engine.compare_files(&before, &after, &path).await?;
+        Ok(Data { data: FileComparison::of(path, found) })
     });
     Ok(heartbeat::answer(StatusCode::OK, work).await)
 }

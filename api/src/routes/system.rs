@@ -26,13 +26,10 @@ pub async fn get_system(State(api): State<Api>) -> Json<Data<SystemInfo>> {
 }
 
 /// What sandboxes, snapshots and prepared machines take on the disk, by share: what each holds alone, and what several
-/// need.
+/// need; and what the disk has.
 #[utoipa::path(get, path = "/system/disk", tag = "system", responses((status = 200, body = Data<DiskUse>)))]
 pub async fn get_disk_use(State(api): State<Api>) -> Result<Json<Data<DiskUse>>, ApiError> {
-    let shares = api.engine.shares().await?;
-    let exclusive_bytes = shares.values().map(|share| share.exclusive_bytes).sum();
-    let owners = shares.into_iter().map(|(owner, share)| (owner, share.into())).collect();
-    Ok(Json(Data { data: DiskUse { owners, exclusive_bytes } }))
+    Ok(Json(Data { data: api.engine.disk_use().await?.into() }))
 }
 
 /// Figures of the sandbox's machine since it started.

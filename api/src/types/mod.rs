@@ -44,9 +44,9 @@ pub use process::{
 pub use run::{RunAnswer, RunBody, RunCommand, RunRecord, RunTimings};
 pub use sandbox::{DestroyedRecord, Readiness, SandboxRecord, WaitOver};
 pub use snapshot::{
-    Allowance, DeleteManyBody, DeletedMany, DeletedSnapshot, DiskUse, ForkBody, NameBody, NameRemoved, NamedSnapshot,
-    NamedSnapshots, NamedWithDependents, Resource, SnapshotBody, SnapshotGroup, SnapshotGroups, SnapshotPage,
-    SnapshotRecord, SnapshotUpdateBody, SnapshotWithDependents,
+    Allowance, DeleteManyBody, DeletedMany, DeletedSnapshot, DiskUse, FileComparison, ForkBody, NameBody, NameRemoved,
+    NamedSnapshot, NamedSnapshots, NamedWithDependents, Resource, SnapshotBody, SnapshotGroup, SnapshotGroups,
+    SnapshotPage, SnapshotRecord, SnapshotUpdateBody, SnapshotWithDependents,
 };
 pub use system::{Health, HostInfo, Logs, MachineFigures, SystemInfo};
 pub use template::{TemplateList, TemplateRecord};

@@ -2,11 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use cove_engine::{External, ForkSpec, Sandbox, Share, Size, Snapshot, SnapshotSpec, SnapshotUpdate};
+use cove_engine::{
+    Comparison, Difference, DiskOwner, External, ForkSpec, OwnerKind, Sandbox, Shape, Share, Size, Snapshot,
+    SnapshotSpec, SnapshotUpdate,
+};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
+use super::files::FileEntry;
 use super::life::EnvironmentSelectors;
 use super::timestamp;
 use crate::error::ApiError;
@@ -431,27 +435,127 @@ pub struct NameRemoved {
 }
 
 /// What everything takes on the disk.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct DiskUse {
-    /// Bytes by the id of a sandbox or snapshot, or by the key of a template's prepared machine. Templates' own disks are
-    /// not in it.
+    /// By the id of a sandbox or snapshot, or by the key of a template's prepared machine.
     pub owners: BTreeMap<String, DiskShare>,
-    /// What all of them take, at least: the exclusive parts together.
+    /// What is free again, at least, when all of them go: the exclusive parts together.
     pub exclusive_bytes: u64,
+    /// What all of them take, each file counted once. Templates' own disks are not in it.
+    pub owned_bytes: u64,
+    /// What templates' own disks take, by template.
+    pub templates: BTreeMap<String, u64>,
+    /// Prepared machines go, the least recently used first, when they take more than this.
+    pub prepared_bytes_max: u64,
+    /// Of the file system on which all of it lies.
+    pub total_bytes: u64,
+    /// Of it, free for this server.
+    pub free_bytes: u64,
+    /// New sandboxes are refused when less than this is free.
+    pub reserve_bytes: u64,
 }
 
 /// What one owner takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct DiskShare {
     /// Free again when this owner is removed.
     pub exclusive_bytes: u64,
     /// Needed by others too.
     pub shared_bytes: u64,
+    /// `sandbox`; `snapshot`; `prepared`, a template's machine that creates go on from; `viewer`, through which a snapshot's
+    /// files are read, and which ends by itself.
+    #[schema(value_type = String)]
+    pub kind: &'static str,
+    /// Of a prepared machine: what it is for.
+    pub prepared: Option<PreparedKind>,
 }
 
-impl From<Share> for DiskShare {
-    fn from(share: Share) -> Self {
-        Self { exclusive_bytes: share.exclusive_bytes, shared_bytes: share.shared_bytes }
+/// For which creates a prepared machine is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[allow(missing_docs, reason = "the names are those of the create body")]
+pub struct PreparedKind {
+    pub template_id: String,
+    pub cpu_count: u32,
+    pub memory_mb: u32,
+    pub disk_size_mb: u32,
+    /// When a sandbox was last made from it.
+    pub used_at: String,
+}
+
+impl From<cove_engine::DiskUse> for DiskUse {
+    fn from(disk: cove_engine::DiskUse) -> Self {
+        let share = |owner: DiskOwner| {
+            let (kind, prepared) = match owner.kind {
+                OwnerKind::Sandbox => ("sandbox", None),
+                OwnerKind::Snapshot => ("snapshot", None),
+                OwnerKind::Viewer => ("viewer", None),
+                OwnerKind::Prepared { template_id, shape, used_at } => {
+                    let Shape { cpu_count, memory_mb, disk_size_mb } = shape;
+                    let used_at = timestamp(used_at);
+                    ("prepared", Some(PreparedKind { template_id, cpu_count, memory_mb, disk_size_mb, used_at }))
+                }
+            };
+            let Share { exclusive_bytes, shared_bytes } = owner.share;
+            (owner.id, DiskShare { exclusive_bytes, shared_bytes, kind, prepared })
+        };
+        Self {
+            exclusive_bytes: disk.owners.iter().map(|owner| owner.share.exclusive_bytes).sum(),
+            owners: disk.owners.into_iter().map(share).collect(),
+            owned_bytes: disk.owned_bytes,
+            templates: disk.templates.into_iter().collect(),
+            prepared_bytes_max: disk.prepared_bytes_max,
+            total_bytes: disk.total_bytes,
+            free_bytes: disk.free_bytes,
+            reserve_bytes: disk.reserve_bytes,
+        }
+    }
+}
+
+/// What differs between the files of a snapshot and those of something else.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct FileComparison {
+    /// The directory below which was compared.
+    pub path: String,
+    /// By path, in byte order.
+    pub differences: Vec<FileDifference>,
+    /// How many more there are.
+    pub more: usize,
+    /// Entries of both sides that were looked at.
+    pub compared: usize,
+}
+
+/// One path that is not the same on both sides.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct FileDifference {
+    /// Which.
+    pub path: String,
+    /// `added`, `removed`, `modified` (also of another kind), or `permissions` when nothing else differs.
+    #[schema(value_type = String)]
+    pub change: &'static str,
+    /// In the snapshot.
+    pub before: Option<FileEntry>,
+    /// In what it was compared with.
+    pub after: Option<FileEntry>,
+}
+
+impl FileComparison {
+    /// What the engine found below `path`.
+    pub fn of(path: String, found: Comparison) -> Self {
+        let differences = found.differences.into_iter().map(FileDifference::from).collect();
+        Self { path, differences, more: found.more, compared: found.compared }
+    }
+}
+
+impl From<Difference> for FileDifference {
+    fn from(Difference { before, after, content }: Difference) -> Self {
+        let change = match (&before, &after) {
+            (None, _) => "added",
+            (_, None) => "removed",
+            _ if content => "modified",
+            _ => "permissions",
+        };
+        let path = before.as_ref().or(after.as_ref()).map(|entry| entry.path.clone()).unwrap_or_default();
+        Self { path, change, before: before.map(Into::into), after: after.map(Into::into) }
     }
 }
 

@@ -211,5 +211,5 @@ async fn check_name_free(db: &Db, name: &str, except: Option<&SnapshotId>) -> Re
 /// What everyone takes on the disk, by id.
 async fn shares(shared: &Shared) -> Result<HashMap<String, Share>, Error> {
     let references = shared.db.references().await?;
-    storage::sizes(&shared.config.paths, references).await
+    Ok(storage::sizes(&shared.config.paths, references).await?.0)
 }

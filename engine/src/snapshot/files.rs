@@ -88,7 +88,7 @@ impl Engine {
     }
 
     /// A sandbox that shows the snapshot's files.
-    async fn viewer(&self, id: &SnapshotId) -> Result<SandboxId, Error> {
+    pub(super) async fn viewer(&self, id: &SnapshotId) -> Result<SandboxId, Error> {
         self.snapshot_row(id.as_str()).await?;
         let viewers = &self.shared.viewers;
         let mut by_snapshot = viewers.by_snapshot.lock().await;

@@ -7,6 +7,8 @@ mod facade;
 
 pub(crate) mod files;
 
+pub mod compare;
+
 pub(crate) mod retention;
 
 pub(crate) use facade::delete_expired;

@@ -17,6 +17,8 @@ pub mod share;
 
 mod sizes;
 
+pub mod disk_use;
+
 pub(crate) mod capture;
 
 pub(crate) mod flatten;
@@ -29,7 +31,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use time::OffsetDateTime;
 
 pub use share::Share;
-pub(crate) use sizes::sizes;
+pub(crate) use sizes::{allocated, sizes};
 pub(crate) use sweep::{remove_orphans, sweep, sweep_logged};
 
 use crate::id::text_id;

@@ -43,6 +43,12 @@ impl<N: Clone + Eq + std::hash::Hash, O: Clone + Eq + std::hash::Hash> Graph<N, 
         held.iter().map(|(owner, files)| ((*owner).clone(), share(files))).collect()
     }
 
+    /// The bytes of all files that anyone needs, each counted once.
+    pub(crate) fn needed_bytes(&self) -> u64 {
+        let all: HashSet<&N> = self.owners.iter().flat_map(|(_, first)| self.held(first)).collect();
+        all.into_iter().map(|file| self.files.get(file).map_or(0, |(bytes, _)| *bytes)).sum()
+    }
+
     /// All files that `first` need, themselves among them.
     fn held<'a>(&'a self, first: &'a [N]) -> HashSet<&'a N> {
         let mut held = HashSet::new();
@@ -88,15 +94,11 @@ mod tests {
             let owners: Vec<(usize, Vec<usize>)> =
                 owners.into_iter().map(|held| held.into_iter().map(|file| file % count).collect()).enumerate().collect();
             let graph = Graph { files, owners };
-            let needed = |graph: &Graph<usize, usize>| -> u64 {
-                let all: HashSet<&usize> = graph.owners.iter().flat_map(|(_, first)| graph.held(first)).collect();
-                all.into_iter().map(|file| graph.files[file].0).sum()
-            };
-            let before = needed(&graph);
+            let before = graph.needed_bytes();
             for (owner, share) in graph.shares() {
                 let mut without = graph.clone();
                 without.owners.retain(|(other, _)| *other != owner);
-                prop_assert_eq!(before - needed(&without), share.exclusive_bytes);
+                prop_assert_eq!(before - without.needed_bytes(), share.exclusive_bytes);
             }
         }
     }

@@ -21,8 +21,9 @@ enum File {
     Image(ImageId),
 }
 
-/// The shares of all owners: sandboxes and snapshots by their ids, warm templates by their keys.
-pub(crate) async fn sizes(paths: &Paths, references: References) -> Result<HashMap<String, Share>, Error> {
+/// The shares of all owners: sandboxes and snapshots by their ids, warm templates by their keys; and the bytes that all of
+/// them take together.
+pub(crate) async fn sizes(paths: &Paths, references: References) -> Result<(HashMap<String, Share>, u64), Error> {
     let paths = paths.clone();
     blocking(move || {
         let mut files = HashMap::new();
@@ -39,12 +40,13 @@ pub(crate) async fn sizes(paths: &Paths, references: References) -> Result<HashM
             layer.map(File::Layer).into_iter().chain(image.map(File::Image)).collect()
         };
         let owners = references.owners.into_iter().map(|(owner, layer, image)| (owner, held(layer, image))).collect();
-        Ok(Graph { files, owners }.shares())
+        let graph = Graph { files, owners };
+        Ok((graph.shares(), graph.needed_bytes()))
     })
     .await
 }
 
 /// What a file takes on the disk; nothing when it was deleted meanwhile.
-fn allocated(path: &Path) -> u64 {
+pub(crate) fn allocated(path: &Path) -> u64 {
     fs::metadata(path).map_or(0, |found| found.blocks() * BLOCK_BYTES)
 }

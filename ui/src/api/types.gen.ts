@@ -1509,6 +1509,27 @@ export interface paths {
         patch: operations["update_snapshot"];
         trace?: never;
     };
+    "/snapshots/{id}/compare": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * What differs below a directory, from a snapshot to another one or to a sandbox as it is now, which is resumed if it is
+         *     paused. Two files of the same length whose time differs are read; a file that was written anew with the same bytes is no
+         *     difference. The first look takes as long as a fork of each snapshot. An addition to the contract.
+         */
+        get: operations["compare_snapshot_files"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/snapshots/{id}/files": {
         parameters: {
             query?: never;
@@ -1603,7 +1624,7 @@ export interface paths {
         };
         /**
          * What sandboxes, snapshots and prepared machines take on the disk, by share: what each holds alone, and what several
-         *     need.
+         *     need; and what the disk has.
          */
         get: operations["get_disk_use"];
         put?: never;
@@ -2066,13 +2087,35 @@ export interface components {
          * @description The envelope of a single resource, and of every list.
          * @example {
          *       "data": {
-         *         "exclusive_bytes": 12582912,
+         *         "exclusive_bytes": 60092416,
+         *         "free_bytes": 210453397504,
+         *         "owned_bytes": 60157952,
          *         "owners": {
+         *           "miosa-sandbox@b61e-661f 1x512x2048 bcd7": {
+         *             "exclusive_bytes": 47509504,
+         *             "kind": "prepared",
+         *             "prepared": {
+         *               "cpu_count": 1,
+         *               "disk_size_mb": 2048,
+         *               "memory_mb": 512,
+         *               "template_id": "miosa-sandbox",
+         *               "used_at": "2026-01-02T03:04:05.000000Z"
+         *             },
+         *             "shared_bytes": 65536
+         *           },
          *           "sbx_7q2": {
          *             "exclusive_bytes": 12582912,
-         *             "shared_bytes": 0
+         *             "kind": "sandbox",
+         *             "prepared": null,
+         *             "shared_bytes": 65536
          *           }
-         *         }
+         *         },
+         *         "prepared_bytes_max": 8589934592,
+         *         "reserve_bytes": 1073741824,
+         *         "templates": {
+         *           "miosa-sandbox": 693305344
+         *         },
+         *         "total_bytes": 514937102336
          *       }
          *     }
          */
@@ -2081,16 +2124,42 @@ export interface components {
             data: {
                 /**
                  * Format: int64
-                 * @description What all of them take, at least: the exclusive parts together.
+                 * @description What is free again, at least, when all of them go: the exclusive parts together.
                  */
                 exclusive_bytes: number;
                 /**
-                 * @description Bytes by the id of a sandbox or snapshot, or by the key of a template's prepared machine. Templates' own disks are
-                 *     not in it.
+                 * Format: int64
+                 * @description Of it, free for this server.
                  */
+                free_bytes: number;
+                /**
+                 * Format: int64
+                 * @description What all of them take, each file counted once. Templates' own disks are not in it.
+                 */
+                owned_bytes: number;
+                /** @description By the id of a sandbox or snapshot, or by the key of a template's prepared machine. */
                 owners: {
                     [key: string]: components["schemas"]["DiskShare"];
                 };
+                /**
+                 * Format: int64
+                 * @description Prepared machines go, the least recently used first, when they take more than this.
+                 */
+                prepared_bytes_max: number;
+                /**
+                 * Format: int64
+                 * @description New sandboxes are refused when less than this is free.
+                 */
+                reserve_bytes: number;
+                /** @description What templates' own disks take, by template. */
+                templates: {
+                    [key: string]: number;
+                };
+                /**
+                 * Format: int64
+                 * @description Of the file system on which all of it lies.
+                 */
+                total_bytes: number;
             };
         };
         /**
@@ -2169,6 +2238,46 @@ export interface components {
                 sandbox_id: string;
                 /** @description `ready`. */
                 status: string;
+            };
+        };
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": {
+         *         "compared": 84,
+         *         "differences": [
+         *           {
+         *             "after": null,
+         *             "before": {
+         *               "is_dir": false,
+         *               "is_symlink": false,
+         *               "mode": "0644",
+         *               "modified_at": "2026-01-02T03:04:05.000006Z",
+         *               "name": "a.py",
+         *               "path": "/workspace/a.py",
+         *               "size": 5,
+         *               "type": "file"
+         *             },
+         *             "change": "removed",
+         *             "path": "/workspace/a.py"
+         *           }
+         *         ],
+         *         "more": 0,
+         *         "path": "/workspace"
+         *       }
+         *     }
+         */
+        Data_FileComparison: {
+            /** @description What differs between the files of a snapshot and those of something else. */
+            data: {
+                /** @description Entries of both sides that were looked at. */
+                compared: number;
+                /** @description By path, in byte order. */
+                differences: components["schemas"]["FileDifference"][];
+                /** @description How many more there are. */
+                more: number;
+                /** @description The directory below which was compared. */
+                path: string;
             };
         };
         /**
@@ -4370,6 +4479,12 @@ export interface components {
              */
             exclusive_bytes: number;
             /**
+             * @description `sandbox`; `snapshot`; `prepared`, a template's machine that creates go on from; `viewer`, through which a snapshot's
+             *     files are read, and which ends by itself.
+             */
+            kind: string;
+            prepared?: null | components["schemas"]["PreparedKind"];
+            /**
              * Format: int64
              * @description Needed by others too.
              */
@@ -4378,28 +4493,76 @@ export interface components {
         /**
          * @description What everything takes on the disk.
          * @example {
-         *       "exclusive_bytes": 12582912,
+         *       "exclusive_bytes": 60092416,
+         *       "free_bytes": 210453397504,
+         *       "owned_bytes": 60157952,
          *       "owners": {
+         *         "miosa-sandbox@b61e-661f 1x512x2048 bcd7": {
+         *           "exclusive_bytes": 47509504,
+         *           "kind": "prepared",
+         *           "prepared": {
+         *             "cpu_count": 1,
+         *             "disk_size_mb": 2048,
+         *             "memory_mb": 512,
+         *             "template_id": "miosa-sandbox",
+         *             "used_at": "2026-01-02T03:04:05.000000Z"
+         *           },
+         *           "shared_bytes": 65536
+         *         },
          *         "sbx_7q2": {
          *           "exclusive_bytes": 12582912,
-         *           "shared_bytes": 0
+         *           "kind": "sandbox",
+         *           "prepared": null,
+         *           "shared_bytes": 65536
          *         }
-         *       }
+         *       },
+         *       "prepared_bytes_max": 8589934592,
+         *       "reserve_bytes": 1073741824,
+         *       "templates": {
+         *         "miosa-sandbox": 693305344
+         *       },
+         *       "total_bytes": 514937102336
          *     }
          */
         DiskUse: {
             /**
              * Format: int64
-             * @description What all of them take, at least: the exclusive parts together.
+             * @description What is free again, at least, when all of them go: the exclusive parts together.
              */
             exclusive_bytes: number;
             /**
-             * @description Bytes by the id of a sandbox or snapshot, or by the key of a template's prepared machine. Templates' own disks are
-             *     not in it.
+             * Format: int64
+             * @description Of it, free for this server.
              */
+            free_bytes: number;
+            /**
+             * Format: int64
+             * @description What all of them take, each file counted once. Templates' own disks are not in it.
+             */
+            owned_bytes: number;
+            /** @description By the id of a sandbox or snapshot, or by the key of a template's prepared machine. */
             owners: {
                 [key: string]: components["schemas"]["DiskShare"];
             };
+            /**
+             * Format: int64
+             * @description Prepared machines go, the least recently used first, when they take more than this.
+             */
+            prepared_bytes_max: number;
+            /**
+             * Format: int64
+             * @description New sandboxes are refused when less than this is free.
+             */
+            reserve_bytes: number;
+            /** @description What templates' own disks take, by template. */
+            templates: {
+                [key: string]: number;
+            };
+            /**
+             * Format: int64
+             * @description Of the file system on which all of it lies.
+             */
+            total_bytes: number;
         };
         /**
          * @description Takes no fields; any that come are ignored.
@@ -4733,6 +4896,50 @@ export interface components {
             size_bytes?: number | null;
             /** @description The same as `event`. */
             type: string;
+        };
+        /**
+         * @description What differs between the files of a snapshot and those of something else.
+         * @example {
+         *       "compared": 84,
+         *       "differences": [
+         *         {
+         *           "after": null,
+         *           "before": {
+         *             "is_dir": false,
+         *             "is_symlink": false,
+         *             "mode": "0644",
+         *             "modified_at": "2026-01-02T03:04:05.000006Z",
+         *             "name": "a.py",
+         *             "path": "/workspace/a.py",
+         *             "size": 5,
+         *             "type": "file"
+         *           },
+         *           "change": "removed",
+         *           "path": "/workspace/a.py"
+         *         }
+         *       ],
+         *       "more": 0,
+         *       "path": "/workspace"
+         *     }
+         */
+        FileComparison: {
+            /** @description Entries of both sides that were looked at. */
+            compared: number;
+            /** @description By path, in byte order. */
+            differences: components["schemas"]["FileDifference"][];
+            /** @description How many more there are. */
+            more: number;
+            /** @description The directory below which was compared. */
+            path: string;
+        };
+        /** @description One path that is not the same on both sides. */
+        FileDifference: {
+            after?: null | components["schemas"]["FileEntry"];
+            before?: null | components["schemas"]["FileEntry"];
+            /** @description `added`, `removed`, `modified` (also of another kind), or `permissions` when nothing else differs. */
+            change: string;
+            /** @description Which. */
+            path: string;
         };
         /**
          * @description One file, directory or link in a listing.
@@ -5381,6 +5588,18 @@ export interface components {
         PathBody: {
             /** @description Absolute path. */
             path: string;
+        };
+        /** @description For which creates a prepared machine is. */
+        PreparedKind: {
+            /** Format: int32 */
+            cpu_count: number;
+            /** Format: int32 */
+            disk_size_mb: number;
+            /** Format: int32 */
+            memory_mb: number;
+            template_id: string;
+            /** @description When a sandbox was last made from it. */
+            used_at: string;
         };
         /**
          * @description A preview to make, or to change when the port has one.
@@ -10577,6 +10796,41 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["Data_SnapshotRecord"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    compare_snapshot_files: {
+        parameters: {
+            query?: {
+                /** @description The other side: a snapshot, by id or name, or a sandbox's id: its files as they are now. */
+                with?: string;
+                /** @description The directory; `/workspace` when absent. Of `/` all but `/dev`, `/proc`, `/run` and `/sys`. */
+                path?: string;
+            };
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_FileComparison"];
                 };
             };
             /** @description Refused or failed; `error.code` says why */
