@@ -6,6 +6,7 @@ import { logsApi } from "./logs";
 import { metricsApi } from "./metrics";
 import { processesApi } from "./processes";
 import { sandboxesApi } from "./sandboxes";
+import { snapshotsApi } from "./snapshots";
 import { systemApi } from "./system";
 import { templatesApi } from "./templates";
 import { terminalApi } from "./terminal";
@@ -20,6 +21,7 @@ export type * from "./logs";
 export type * from "./metrics";
 export type * from "./processes";
 export type * from "./sandboxes";
+export type * from "./snapshots";
 export type * from "./system";
 export type * from "./templates";
 export type * from "./terminal";
@@ -35,6 +37,7 @@ export function client(transport: Transport) {
     processes: processesApi(transport),
     logs: logsApi(transport),
     metrics: metricsApi(transport),
+    snapshots: snapshotsApi(transport),
     events: eventsApi(transport),
     system: systemApi(transport),
   };

@@ -6,6 +6,7 @@ type Schemas = components["schemas"];
 export type SystemInfo = Schemas["SystemInfo"];
 export type Limits = Schemas["LimitsInfo"];
 export type DiskUse = Schemas["DiskUse"];
+export type DiskShare = Schemas["DiskShare"];
 
 export function systemApi({ send }: Transport) {
   return {
