@@ -3,7 +3,7 @@ import { hierarchy, tree } from "d3-hierarchy";
 import type { HistoryNode } from "./history";
 
 /** Size of a card and the gaps around it, in the drawing's own units. */
-export const CARD = { width: 196, height: 58, gapX: 20, gapY: 30 };
+export const CARD = { width: 220, height: 58, gapX: 20, gapY: 30 };
 
 export interface Placed {
   id: string;
