@@ -23,5 +23,8 @@ export default defineConfig({
     setupFiles: ["src/test-setup.ts"],
     include: ["src/**/*.test.ts"],
     restoreMocks: true,
+    // One page for all files of a thread: making a page for each takes far longer than all tests. Tests clean up.
+    pool: "threads",
+    isolate: false,
   },
 });

@@ -84,7 +84,7 @@ export class Creation {
   /** What the API said about a field is no longer about what stands there. */
   edited(field: string): void {
     this.error = null;
-    this.fieldErrors = { ...this.fieldErrors, [field]: undefined };
+    this.fieldErrors = Object.fromEntries(Object.entries(this.fieldErrors).filter(([name]) => name !== field));
   }
 
   private refused(error: ApiError): void {

@@ -10,7 +10,8 @@ export interface ToastAction {
 const FAILURE_MS = 12_000;
 
 export const toasts = {
-  success: (text: string, action?: ToastAction) => toast.success(text, actionOf(action)),
+  success: (text: string, action?: ToastAction, description?: string) =>
+    toast.success(text, { ...actionOf(action), ...(description === undefined ? {} : { description }) }),
   info: (text: string, action?: ToastAction, more: { description?: string; duration?: number; id?: string } = {}) =>
     toast.info(text, { ...actionOf(action), ...more }),
   /** `what` says what did not work, such as "Cannot pause demo". A call that its caller cancelled shows nothing. */
