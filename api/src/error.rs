@@ -212,6 +212,7 @@ pub(crate) fn status_and_code(error: &Error) -> (StatusCode, &'static str) {
         Error::Invalid { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "VALIDATION_ERROR"),
         Error::SandboxNotFound(_) => (StatusCode::NOT_FOUND, "SANDBOX_NOT_FOUND"),
         Error::SandboxDestroyed(_) => (StatusCode::NOT_FOUND, "SANDBOX_DESTROYED"),
+        Error::BatchNotFound(_) => (StatusCode::NOT_FOUND, "BATCH_NOT_FOUND"),
         Error::TemplateNotFound(_) => (StatusCode::NOT_FOUND, "TEMPLATE_NOT_FOUND"),
         Error::NameTaken { .. } => (StatusCode::CONFLICT, "NAME_TAKEN"),
         Error::NotReady { .. } => (StatusCode::CONFLICT, "SANDBOX_NOT_COMMAND_READY"),

@@ -73,6 +73,9 @@ pub enum Error {
     /// A preview or share cannot be made or found.
     #[error(transparent)]
     Preview(#[from] crate::preview::PreviewError),
+    /// No batch has this id.
+    #[error("There is no batch '{0}'")]
+    BatchNotFound(String),
     /// No template has this id, slug or alias.
     #[error("There is no template '{0}'")]
     TemplateNotFound(String),

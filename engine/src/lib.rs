@@ -14,6 +14,8 @@
 
 pub mod sandbox;
 
+pub mod batch;
+
 pub mod snapshot;
 
 pub mod preview;
@@ -74,8 +76,12 @@ pub use cove_protocol as protocol;
 use cove_protocol::vmm::{HostProbe, Stats};
 
 pub use agent::{
-    ExecEvent, ExecInput, ExecOutput, Execution, FileChanges, FileStream, GuestStream, JobEvent, JobOutput, Terminal,
-    TerminalEvent, TerminalInput, TerminalOutput,
+    CodeFailure, CodeOutput, ExecEvent, ExecInput, ExecOutput, Execution, FileChanges, FileStream, GuestStream,
+    JobEvent, JobOutput, Language, Terminal, TerminalEvent, TerminalInput, TerminalOutput,
+};
+pub use batch::{
+    BATCH_CONCURRENCY_DEFAULT, BATCH_CONCURRENCY_MAX, BATCH_COUNT_MAX, Batch, BatchChanges, BatchId, BatchItem,
+    BatchSpec, BatchStatus, ItemFailure, ItemStatus,
 };
 pub use config::{EngineConfig, EngineLimits, Places};
 pub use console::{Console, ConsolePiece};
@@ -88,8 +94,9 @@ pub use preview::{
     Visibility,
 };
 pub use sandbox::{
-    Active, Activity, BootPath, External, Sandbox, SandboxFilter, SandboxId, SandboxSpec, SandboxState, SandboxUpdate,
-    Shape, Size,
+    Active, Activity, BootPath, CODE_BYTES_MAX, CODE_TIMEOUT_DEFAULT, CODE_TIMEOUT_MAX, CONTEXT_NAME_CHARS_MAX,
+    CodeResult, CodeSpec, DEFAULT_CONTEXT, External, Sandbox, SandboxFilter, SandboxId, SandboxSpec, SandboxState,
+    SandboxUpdate, Shape, Size,
 };
 pub use snapshot::compare::{Comparison, Difference, Side};
 pub use snapshot::{ForkSource, ForkSpec, Snapshot, SnapshotFilter, SnapshotId, SnapshotSpec, SnapshotUpdate};
@@ -176,6 +183,7 @@ impl Engine {
         }
         let shared = Shared::new(config, data_dir, db, host);
         recovery::recover(&shared).await?;
+        batch::settle(&shared).await?;
         warm::settle(&shared).await?;
         storage::sweep(&shared).await?;
         storage::remove_orphans(&shared).await?;

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::batch::Batches;
 use crate::config::Config;
 use crate::data_dir::DataDir;
 use crate::db::{Db, TemplateVersion};
@@ -22,6 +23,7 @@ use crate::idempotency::Keys;
 use crate::metrics::Books;
 use crate::preview::doors::Previews;
 use crate::sandbox::admission::{Room, Wish};
+use crate::sandbox::code::Codes;
 use crate::sandbox::driver::{self, Handle};
 use crate::sandbox::start::Memory;
 use crate::sandbox::{Sandbox, SandboxId, SandboxState, start};
@@ -64,6 +66,8 @@ pub(crate) struct Shared {
     pub(crate) hidden: Hidden,
     /// Held from the look at the host to the row that takes its share.
     admission: tokio::sync::Mutex<()>,
+    pub(crate) codes: Codes,
+    pub(crate) batches: Batches,
     exec_ids: AtomicU64,
 }
 
@@ -93,6 +97,8 @@ impl Shared {
             pins: Pins::default(),
             handles: Mutex::default(),
             admission: tokio::sync::Mutex::default(),
+            codes: Codes::default(),
+            batches: Batches::default(),
             exec_ids: AtomicU64::default(),
         })
     }
@@ -204,6 +210,10 @@ pub(crate) async fn keep_house(shared: Arc<Shared>) {
         if let Err(error) = crate::preview::forget_expired(&shared).await {
             tracing::error!(error = &error as &dyn std::error::Error, "expired previews were not deleted");
         }
+        if let Err(error) = shared.db.forget_batches(OffsetDateTime::now_utc()).await {
+            tracing::error!(error = &error as &dyn std::error::Error, "old batches were not forgotten");
+        }
+        shared.codes.retain(|id| shared.find(id).is_some());
         shared.warm.note_uses(&shared.db).await;
         let ids: Vec<SandboxId> = shared.handles().keys().cloned().collect();
         for path in ids.iter().map(|id| shared.config.paths.vmm_log(id)) {

@@ -3,8 +3,11 @@
 //! Paths here have no prefix: see [`crate::mount`]. What an `{id}` is, and what no route matches, is decided here.
 
 mod artifacts;
+mod batches;
 mod bulk;
+mod code;
 mod commands;
+mod elsewhere;
 mod env;
 mod events;
 mod exec;
@@ -13,6 +16,7 @@ mod files;
 mod fork;
 mod history;
 mod life;
+mod local;
 mod logs;
 mod metrics;
 mod named;
@@ -23,6 +27,7 @@ mod run;
 mod sandboxes;
 mod shares;
 mod snapshots;
+mod start;
 mod system;
 mod templates;
 mod terminal;
@@ -62,6 +67,9 @@ pub(crate) fn all() -> OpenApiRouter<Api> {
         .routes(routes!(bulk::pause_sandboxes))
         .routes(routes!(bulk::resume_sandboxes))
         .routes(routes!(bulk::destroy_sandboxes))
+        .merge(batches::routes())
+        .merge(local::routes())
+        .routes(routes!(start::start_template))
         .routes(routes!(readiness::get_readiness))
         .routes(routes!(readiness::stream_readiness))
         .merge(env::routes())
@@ -70,6 +78,7 @@ pub(crate) fn all() -> OpenApiRouter<Api> {
         .routes(routes!(exec::exec_command_stream))
         .merge(processes::routes())
         .merge(commands::routes())
+        .merge(code::routes())
         .merge(terminal::routes())
         .merge(files::routes())
         .merge(tree::routes())
@@ -99,7 +108,8 @@ pub(crate) fn all() -> OpenApiRouter<Api> {
 
 /// No route has this path.
 pub(crate) async fn unknown_route(method: Method, OriginalUri(uri): OriginalUri) -> ApiError {
-    not_here(&method, uri.path())
+    let path = uri.path();
+    elsewhere::answer(path).unwrap_or_else(|| not_here(&method, path))
 }
 
 /// A route has this path, but not this method.
@@ -107,6 +117,9 @@ pub(crate) async fn wrong_method(method: Method, OriginalUri(uri): OriginalUri) 
     let path = uri.path();
     if path.rsplit('/').next().is_some_and(|word| RESERVED.contains(&word)) {
         return not_here(&method, path);
+    }
+    if let Some(error) = elsewhere::answer(path) {
+        return error;
     }
     let message = format!("{path} does not know the method {method}");
     ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED", message)

@@ -1,26 +1,32 @@
 //! The JSON shapes of the API: what `openapi.json` and the page's types are made from. Data only; routes fill them.
 
+mod batch;
 mod changes;
+mod code;
 mod create;
 mod env;
 mod event;
 mod exec;
 mod files;
 mod life;
+mod local;
 mod metrics;
 mod preview;
 mod process;
 mod run;
 mod sandbox;
 mod snapshot;
+mod start;
 mod system;
 mod template;
 mod terminal;
 
+pub use batch::{BatchBody, BatchItemRecord, BatchItems, BatchRecord, CheckedBatch, OperationRecord, failure};
 pub use changes::{
     ArtifactPreview, Artifacts, ArtifactsRecord, DirMade, Export, ExportBody, ExportFile, FileChange, MakeDirBody,
     MoveBody, Moved, TreeNode,
 };
+pub use code::{CodeBody, CodeContexts, CodeRecord, language};
 pub use create::CreateBody;
 pub use env::{EnvBody, EnvRemoved, EnvVariable};
 pub use event::{EventRecord, GapRecord, Ticket};
@@ -31,6 +37,10 @@ pub use files::{
 };
 pub use life::{
     BulkBody, BulkFailure, BulkOutcome, EmptyBody, ExtendBody, Many, ResumeBody, Tags, UpdateBody, sandbox_id,
+};
+pub use local::{
+    ActionCapability, AuthorizeBody, Catalogue, ConnectorBinding, Decision, DeviceCapabilities, DeviceExecBody,
+    DeviceFile, DeviceWriteBody, Product, ProductSize, RuntimeRecord, SshInfo, SshKeyBody, SshKeyInstalled, is_file,
 };
 pub use metrics::{MetricsRecord, ResizeBody, ResizeCapabilities, Resized, Resources, ResourcesRecord, UsageRecord};
 pub use preview::{
@@ -48,6 +58,7 @@ pub use snapshot::{
     NamedSnapshot, NamedSnapshots, NamedWithDependents, Resource, SnapshotBody, SnapshotGroup, SnapshotGroups,
     SnapshotPage, SnapshotRecord, SnapshotUpdateBody, SnapshotWithDependents,
 };
+pub use start::{ProbeBody, StartBody, StartManifest, StartStep};
 pub use system::{Health, HostInfo, Logs, MachineFigures, SystemInfo};
 pub use template::{TemplateList, TemplateRecord};
 pub use terminal::{Control, TerminalBody, TerminalRecord, session_id, session_number};

@@ -18,7 +18,7 @@ use tokio_util::sync::PollSender;
 use tracing::Instrument;
 
 use super::connection::Connection;
-use super::{Agent, Answer, REPLY_DEADLINE, unexpected};
+use super::{Agent, Final, REPLY_DEADLINE, unexpected};
 use crate::error::Error;
 use crate::framed::{FrameReader, FrameWriter};
 
@@ -55,7 +55,7 @@ impl Agent {
     /// Who listens on TCP ports in the guest.
     pub(crate) async fn listeners(&self, within: Duration) -> Result<Vec<Listener>, Error> {
         match self.ask(&Request::Listeners, within).await {
-            Ok(Answer::Reply(Reply::Listeners(listeners))) => Ok(listeners),
+            Ok(Final::Reply(Reply::Listeners(listeners))) => Ok(listeners),
             other => Err(self.refused("listeners", other).await),
         }
     }

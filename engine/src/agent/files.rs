@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::connection::Connection;
-use super::{Agent, AgentError, Answer, REPLY_DEADLINE, unexpected};
+use super::{Agent, AgentError, Final, REPLY_DEADLINE, unexpected};
 use crate::error::{BoxError, Error};
 use crate::framed::FrameWriter;
 use crate::sandbox::Active;
@@ -159,7 +159,7 @@ impl Agent {
 
     pub(crate) async fn stat(&self, path: &str) -> Result<Entry, Error> {
         match self.ask(&Request::Stat { path: path.to_owned() }, REPLY_DEADLINE).await {
-            Ok(Answer::Reply(Reply::FileInfo(entry))) => Ok(entry),
+            Ok(Final::Reply(Reply::FileInfo(entry))) => Ok(entry),
             other => Err(self.refused("stat", other).await),
         }
     }

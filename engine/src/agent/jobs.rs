@@ -11,7 +11,7 @@ use futures_util::Stream;
 use tokio::sync::mpsc;
 
 use super::connection::Connection;
-use super::{Agent, AgentError, Answer, REPLY_DEADLINE, unexpected};
+use super::{Agent, AgentError, Final, REPLY_DEADLINE, unexpected};
 use crate::error::Error;
 
 /// Events that wait for their taker.
@@ -61,14 +61,14 @@ impl Agent {
     /// All jobs that run, and the last ones that ended.
     pub(crate) async fn jobs(&self) -> Result<Vec<JobInfo>, Error> {
         match self.ask(&Request::ListJobs, REPLY_DEADLINE).await {
-            Ok(Answer::Reply(Reply::Jobs(jobs))) => Ok(jobs),
+            Ok(Final::Reply(Reply::Jobs(jobs))) => Ok(jobs),
             other => Err(self.refused("list_jobs", other).await),
         }
     }
 
     async fn ask_for_job(&self, request: &Request) -> Result<JobInfo, Error> {
         match self.ask(request, REPLY_DEADLINE).await {
-            Ok(Answer::Reply(Reply::Job(job))) => Ok(job),
+            Ok(Final::Reply(Reply::Job(job))) => Ok(job),
             other => Err(self.refused(request.name(), other).await),
         }
     }

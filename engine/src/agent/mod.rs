@@ -9,6 +9,8 @@ mod connection;
 
 mod connect;
 
+mod code;
+
 mod exec;
 
 mod files;
@@ -33,6 +35,8 @@ use tokio::time::timeout;
 use tracing::Instrument;
 
 pub use self::changes::FileChanges;
+pub(crate) use self::code::{Answer, Interpreters, JOB_NAME_PREFIX, NoAnswer, Run};
+pub use self::code::{CodeFailure, CodeOutput, Language};
 pub use self::connect::GuestStream;
 pub use self::exec::{ExecEvent, ExecInput, ExecOutput, Execution};
 pub use self::files::FileStream;
@@ -148,9 +152,9 @@ impl Agent {
     /// Checks that the agent is there and speaks our version.
     pub(crate) async fn hello(&self, within: Duration) -> Result<(), AgentError> {
         match self.ask(&Request::Hello, within).await? {
-            Answer::Reply(Reply::Hello { version, .. }) => check_version(version),
-            Answer::Reply(other) => Err(unexpected("hello", &other)),
-            Answer::Refused { .. } => Err(AgentError::Unexpected { request: "hello", reply: "error" }),
+            Final::Reply(Reply::Hello { version, .. }) => check_version(version),
+            Final::Reply(other) => Err(unexpected("hello", &other)),
+            Final::Refused { .. } => Err(AgentError::Unexpected { request: "hello", reply: "error" }),
         }
     }
 
@@ -185,7 +189,7 @@ impl Agent {
     }
 
     /// Asks what is answered by one final reply.
-    async fn ask(&self, request: &Request, within: Duration) -> Result<Answer, AgentError> {
+    async fn ask(&self, request: &Request, within: Duration) -> Result<Final, AgentError> {
         let name = request.name();
         let mut connection = self.shared.pool.open().await?;
         connection.send(name, request).await?;
@@ -193,7 +197,7 @@ impl Agent {
         if reply.is_final(request) {
             connection.give_back();
         }
-        Ok(Answer::from(reply))
+        Ok(Final::from(reply))
     }
 
     /// Asks what is answered by `Done`.
@@ -203,16 +207,16 @@ impl Agent {
 
     async fn ask_for_done_within(&self, request: &Request, within: Duration) -> Result<(), Error> {
         match self.ask(request, within).await {
-            Ok(Answer::Reply(Reply::Done)) => Ok(()),
+            Ok(Final::Reply(Reply::Done)) => Ok(()),
             other => Err(self.refused(request.name(), other).await),
         }
     }
 
     /// The error of an answer that is not what was asked for.
-    async fn refused(&self, request: &'static str, answer: Result<Answer, AgentError>) -> Error {
+    async fn refused(&self, request: &'static str, answer: Result<Final, AgentError>) -> Error {
         match answer {
-            Ok(Answer::Refused { kind, message }) => Error::Guest { kind, message },
-            Ok(Answer::Reply(other)) => self.explain(unexpected(request, &other)).await,
+            Ok(Final::Refused { kind, message }) => Error::Guest { kind, message },
+            Ok(Final::Reply(other)) => self.explain(unexpected(request, &other)).await,
             Err(error) => self.explain(error).await,
         }
     }
@@ -298,16 +302,16 @@ impl Agent {
 }
 
 /// A reply that may be a refusal.
-enum Answer {
+enum Final {
     Reply(Reply),
     Refused { kind: cove_protocol::guest::ErrorKind, message: String },
 }
 
-impl From<Reply> for Answer {
+impl From<Reply> for Final {
     fn from(reply: Reply) -> Self {
         match reply {
-            Reply::Error { kind, message } => Answer::Refused { kind, message },
-            other => Answer::Reply(other),
+            Reply::Error { kind, message } => Final::Refused { kind, message },
+            other => Final::Reply(other),
         }
     }
 }

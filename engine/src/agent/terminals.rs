@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tracing::Instrument;
 
 use super::connection::Connection;
-use super::{Agent, AgentError, Answer, REPLY_DEADLINE, unexpected};
+use super::{Agent, AgentError, Final, REPLY_DEADLINE, unexpected};
 use crate::error::Error;
 use crate::framed::{FrameReader, FrameWriter};
 
@@ -86,7 +86,7 @@ impl Agent {
     /// Opens a session.
     pub(crate) async fn open_terminal(&self, open: OpenTerminal) -> Result<TerminalInfo, Error> {
         match self.ask(&Request::OpenTerminal(Box::new(open)), REPLY_DEADLINE).await {
-            Ok(Answer::Reply(Reply::Terminal(terminal))) => Ok(terminal),
+            Ok(Final::Reply(Reply::Terminal(terminal))) => Ok(terminal),
             other => Err(self.refused("open_terminal", other).await),
         }
     }
@@ -94,7 +94,7 @@ impl Agent {
     /// The sessions whose shell runs, the oldest first.
     pub(crate) async fn terminals(&self) -> Result<Vec<TerminalInfo>, Error> {
         match self.ask(&Request::ListTerminals, REPLY_DEADLINE).await {
-            Ok(Answer::Reply(Reply::Terminals(terminals))) => Ok(terminals),
+            Ok(Final::Reply(Reply::Terminals(terminals))) => Ok(terminals),
             other => Err(self.refused("list_terminals", other).await),
         }
     }

@@ -4,6 +4,8 @@
 //! Statements are checked when they run, by the tests of this module, so that a build needs no database. The SQL is kept
 //! portable: no SQLite functions, times as integers, JSON as text.
 
+mod batches;
+
 mod idempotency;
 
 mod layers;

@@ -15,7 +15,7 @@ use super::SandboxId;
 use super::inside::{check_exec, check_path};
 use super::spec::check_env;
 use crate::Engine;
-use crate::agent::{Agent, JobEvent, JobOutput, Terminal};
+use crate::agent::{Agent, JOB_NAME_PREFIX, JobEvent, JobOutput, Terminal};
 use crate::error::Error;
 
 /// From SIGTERM to SIGKILL, in milliseconds.
@@ -39,6 +39,10 @@ impl Engine {
             let message = format!("name is longer than {JOB_NAME_BYTES_MAX} bytes");
             return Err(Error::invalid("name", message));
         }
+        if start.name.as_ref().is_some_and(|name| name.starts_with(JOB_NAME_PREFIX)) {
+            let message = format!("name begins with '{JOB_NAME_PREFIX}', as only our own processes' names do");
+            return Err(Error::invalid("name", message));
+        }
         let (agent, _active) = self.agent(id, "starting a process").await?;
         agent.start_job(start).await
     }
@@ -48,7 +52,9 @@ impl Engine {
     /// # Errors
     /// As [`Engine::exec`].
     pub async fn jobs(&self, id: &SandboxId) -> Result<Vec<JobInfo>, Error> {
-        self.quiet_agent(id, "listing processes").await?.jobs().await
+        let mut jobs = self.quiet_agent(id, "listing processes").await?.jobs().await?;
+        jobs.retain(|job| job.name.as_ref().is_none_or(|name| !name.starts_with(JOB_NAME_PREFIX)));
+        Ok(jobs)
     }
 
     /// One job.

@@ -20,6 +20,8 @@ mod inside;
 
 mod jobs;
 
+pub(crate) mod code;
+
 mod life;
 
 use std::collections::BTreeMap;
@@ -29,6 +31,10 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 pub use activity::{Active, Activity};
+pub use code::{
+    CODE_BYTES_MAX, CODE_TIMEOUT_DEFAULT, CODE_TIMEOUT_MAX, CONTEXT_NAME_CHARS_MAX, CodeResult, CodeSpec,
+    DEFAULT_CONTEXT,
+};
 pub use state::{Action, SandboxState};
 
 use crate::id::text_id;

@@ -4,6 +4,40 @@
  */
 
 export interface paths {
+    "/actions/authorize": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Whoever has the token may do all that is in the catalogue. */
+        post: operations["authorize_action"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/actions/catalog": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** What `miosa-mcp` may ask for. */
+        get: operations["list_actions"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/auth/sse-ticket": {
         parameters: {
             query?: never;
@@ -66,6 +100,94 @@ export interface paths {
         put?: never;
         /** Resumes sandboxes. */
         post: operations["resume_sandboxes"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/devices/{id}/capabilities": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * What a device can do. A device is a sandbox: `/devices` and `/devices/{id}` with `pause`, `stop`, `resume`, `extend` and
+         *     `expose` are the same as those of `/sandboxes`.
+         */
+        get: operations["get_device_capabilities"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/devices/{id}/exec": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** As exec, with milliseconds. */
+        post: operations["exec_on_device"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/devices/{id}/files": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** The entries of a directory. */
+        get: operations["list_device_files"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/devices/{id}/files/read": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** A file's bytes as base64; at most 64 MiB. */
+        get: operations["read_device_file"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/devices/{id}/files/write": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Writes a file; missing parents are made. */
+        post: operations["write_device_file"];
         delete?: never;
         options?: never;
         head?: never;
@@ -159,6 +281,57 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/operations/{part}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** A batch as an operation. There are no others: all other calls answer when they are done. */
+        get: operations["get_operation"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/operations/{part}/cancel": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Cancels it. One that has ended is 409 `OPERATION_NOT_CANCELLABLE`. */
+        post: operations["cancel_operation"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/operations/{part}/events": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** The operation now and after each change: `operation.progress`, and at last `operation.finished`. */
+        get: operations["stream_operation_events"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/sandbox-templates": {
         parameters: {
             query?: never;
@@ -231,6 +404,91 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/sandboxes/batch": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Begins to make many sandboxes, a few at a time, and answers at once. */
+        post: operations["create_batch"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/sandboxes/batches/{part}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** A batch as it is now; a settled one for seven days. */
+        get: operations["get_batch"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/sandboxes/batches/{part}/cancel": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Begins no further sandbox; those that are being made are finished, and those that are made stay. */
+        post: operations["cancel_batch"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/sandboxes/batches/{part}/events": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** The batch now and after each change: `batch_progress`, and at last `batch_settled`. */
+        get: operations["stream_batch_events"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/sandboxes/batches/{part}/items": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** A batch's items in their order. */
+        get: operations["list_batch_items"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/sandboxes/by-name/{id}": {
         parameters: {
             query?: never;
@@ -262,6 +520,23 @@ export interface paths {
          *     success of the call, with its exit code. The sandbox goes on running.
          */
         post: operations["run_sandbox"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/sandboxes/runtimes": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** How sandboxes are run here: in one way. */
+        get: operations["list_runtimes"];
+        put?: never;
+        post?: never;
         delete?: never;
         options?: never;
         head?: never;
@@ -301,6 +576,77 @@ export interface paths {
         get: operations["get_artifacts"];
         put?: never;
         post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/sandboxes/{id}/code": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /** Forgets all contexts of a language. */
+        delete: operations["reset_code"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/sandboxes/{id}/code/contexts": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** The contexts that there are. */
+        get: operations["list_code_contexts"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/sandboxes/{id}/code/contexts/{part}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /** Forgets a context with all its variables; what runs in it is killed. */
+        delete: operations["reset_code_context"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/sandboxes/{id}/code/run": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Runs code and answers at its end. Runs in one context wait for each other; when the caller goes away the code is
+         *     interrupted, as by Ctrl-C. A paused sandbox is resumed and has its contexts still.
+         */
+        post: operations["run_code"];
         delete?: never;
         options?: never;
         head?: never;
@@ -371,6 +717,23 @@ export interface paths {
         };
         /** What a background process wrote last. */
         get: operations["get_command_logs"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/sandboxes/{id}/connectors": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Connectors that are attached: none, since this server has no connections to services elsewhere. */
+        get: operations["list_connectors"];
         put?: never;
         post?: never;
         delete?: never;
@@ -1278,6 +1641,40 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/sandboxes/{id}/ssh-info": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** How to reach the sandbox by SSH, and whether something there answers. It is neither resumed nor kept awake. */
+        get: operations["get_ssh_info"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/sandboxes/{id}/ssh-keys": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Lets a key in: adds it to root's `authorized_keys`, once. */
+        post: operations["install_ssh_key"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/sandboxes/{id}/stats": {
         parameters: {
             query?: never;
@@ -1327,6 +1724,26 @@ export interface paths {
         head?: never;
         /** Replaces the tags. */
         patch: operations["set_tags"];
+        trace?: never;
+    };
+    "/sandboxes/{id}/template/start": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Runs the install command, starts the application, waits until it is ready, and exposes its port. A step that fails is
+         *     422 `TEMPLATE_START_FAILED`, whose details name the step, its exit code and the end of its output.
+         */
+        post: operations["start_template"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
         trace?: never;
     };
     "/sandboxes/{id}/terminal": {
@@ -1635,10 +2052,40 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/templates": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Templates as a catalogue of products. */
+        get: operations["get_catalogue"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
 }
 export type webhooks = Record<string, never>;
 export interface components {
     schemas: {
+        /**
+         * @description Something that may be asked for (contract X124).
+         * @example {
+         *       "fingerprint": "local",
+         *       "name": "sandbox.exec"
+         *     }
+         */
+        ActionCapability: {
+            /** @description Of its definition; all of ours are this server's own. */
+            fingerprint: string;
+            /** @description A tool's name with dots. */
+            name: string;
+        };
         /** @description See [`NamedSnapshots::allowance`]. */
         Allowance: {
             /** @description Most names; `null` is no bound. */
@@ -1705,6 +2152,170 @@ export interface components {
             preview: components["schemas"]["ArtifactPreview"];
         };
         /**
+         * @description May this be done (contract X125)?
+         * @example {
+         *       "capability": {
+         *         "name": "sandbox.exec"
+         *       }
+         *     }
+         */
+        AuthorizeBody: {
+            /** @description What. */
+            capability: components["schemas"]["AuthorizedCapability"];
+        };
+        /** @description See [`AuthorizeBody`]. */
+        AuthorizedCapability: {
+            /** @description Its name. */
+            name: string;
+        };
+        /**
+         * @description How many sandboxes, and which. All other fields are those of create, and hold for every sandbox.
+         * @example {
+         *       "concurrency": 2,
+         *       "count": 3,
+         *       "name": "worker",
+         *       "size": "xs"
+         *     }
+         */
+        BatchBody: components["schemas"]["CreateBody"] & {
+            /**
+             * Format: int32
+             * @description How many are made at one time, at most 16; 4 when absent.
+             */
+            concurrency?: number | null;
+            /**
+             * Format: int32
+             * @description How many, at most 500. May be left out with `items`.
+             */
+            count?: number | null;
+            /** @description What differs: create's fields for each sandbox in turn. One that is wrong fails alone. */
+            items?: Record<string, never>[] | null;
+        };
+        /** @description Why an item failed: the code and message that create would have answered. */
+        BatchItemError: {
+            /** @description Stable. */
+            code: string;
+            /** @description A sentence. */
+            message: string;
+        };
+        /** @description One sandbox of a batch. */
+        BatchItemRecord: {
+            /** @description When it ended. */
+            ended_at?: string | null;
+            error?: null | components["schemas"]["BatchItemError"];
+            /** @description Its id. */
+            id: string;
+            /**
+             * Format: int32
+             * @description Its place, from 0.
+             */
+            index: number;
+            /** @description The sandbox's name. */
+            name?: string | null;
+            /** @description The sandbox, once there is one. */
+            sandbox_id?: string | null;
+            /** @description When it was begun. */
+            started_at?: string | null;
+            /** @description `queued`, `creating`, `succeeded`, `failed` or `cancelled`. */
+            status: string;
+        };
+        /**
+         * @description A page of items.
+         * @example {
+         *       "data": [
+         *         {
+         *           "ended_at": "2026-01-02T03:04:05.000000Z",
+         *           "error": null,
+         *           "id": "itm_9w1z",
+         *           "index": 0,
+         *           "name": "worker-1",
+         *           "sandbox_id": "sbx_4k2p",
+         *           "started_at": "2026-01-02T03:04:05.000000Z",
+         *           "status": "succeeded"
+         *         }
+         *       ]
+         *     }
+         */
+        BatchItems: {
+            /** @description The items. */
+            data: components["schemas"]["BatchItemRecord"][];
+            /** @description What `cursor` takes for the next page; absent on the last. */
+            next_cursor?: string | null;
+        };
+        /**
+         * @description A batch.
+         * @example {
+         *       "cancelled_count": 0,
+         *       "completed_count": 2,
+         *       "concurrency": 2,
+         *       "created_at": "2026-01-02T03:04:05.000000Z",
+         *       "creating_count": 0,
+         *       "failed_count": 1,
+         *       "id": "bat_4k2p",
+         *       "queued_count": 0,
+         *       "request": {
+         *         "size": "xs"
+         *       },
+         *       "requested_count": 3,
+         *       "runtime_counts": {
+         *         "running": 2
+         *       },
+         *       "settled_at": "2026-01-02T03:04:05.000000Z",
+         *       "status": "partially_failed"
+         *     }
+         */
+        BatchRecord: {
+            /**
+             * Format: int32
+             * @description Those that were cancelled before they were begun.
+             */
+            cancelled_count: number;
+            /**
+             * Format: int32
+             * @description Those that are made.
+             */
+            completed_count: number;
+            /**
+             * Format: int32
+             * @description How many are made at one time.
+             */
+            concurrency: number;
+            /** @description When it was asked for. */
+            created_at: string;
+            /**
+             * Format: int32
+             * @description Those that are being made.
+             */
+            creating_count: number;
+            /**
+             * Format: int32
+             * @description Those that could not be made.
+             */
+            failed_count: number;
+            /** @description Its id, which names an operation too. */
+            id: string;
+            /**
+             * Format: int32
+             * @description Those that wait.
+             */
+            queued_count: number;
+            /** @description What is the same for all, without environment. */
+            request: Record<string, never>;
+            /**
+             * Format: int32
+             * @description Sandboxes in all.
+             */
+            requested_count: number;
+            /** @description Its sandboxes by the state that they are in now. */
+            runtime_counts: {
+                [key: string]: number;
+            };
+            /** @description When its last item ended. */
+            settled_at?: string | null;
+            /** @description `running`, `cancelling`, `succeeded`, `partially_failed`, `failed` or `cancelled`. */
+            status: string;
+        };
+        /**
          * @description Which sandboxes a call on many means: by id, or by what they have. One of the two.
          * @example {
          *       "ids": [
@@ -1759,6 +2370,160 @@ export interface components {
             succeeded: string[];
         };
         /**
+         * @description The product catalogue (contract X56).
+         * @example {
+         *       "templates": [
+         *         {
+         *           "cli_name": "miosa-sandbox",
+         *           "default_size": "small",
+         *           "id": "miosa-sandbox",
+         *           "name": "MIOSA sandbox",
+         *           "product": "sandbox",
+         *           "sdk_name": "miosa-sandbox",
+         *           "sizes": [
+         *             {
+         *               "size": "xs",
+         *               "state": "ready"
+         *             }
+         *           ]
+         *         }
+         *       ]
+         *     }
+         */
+        Catalogue: {
+            /** @description Every template. */
+            templates: components["schemas"]["Product"][];
+        };
+        /**
+         * @description Code to run in a context that keeps its variables.
+         * @example {
+         *       "code": "x = 20\nx + 1",
+         *       "context": "default",
+         *       "language": "python",
+         *       "timeout": 30
+         *     }
+         */
+        CodeBody: {
+            /** @description A cell, as notebooks have them: statements, and a last expression whose value is the result. `await` is fine. */
+            code: string;
+            /** @description Names a namespace of its own; `default` when absent. Made when it is first used. */
+            context?: string | null;
+            /** @description `python` (the default) or `javascript`. */
+            language?: string | null;
+            /**
+             * Format: double
+             * @description Seconds, after which the code is interrupted; 300 when absent.
+             */
+            timeout?: number | null;
+        };
+        /**
+         * @description The contexts of a language.
+         * @example {
+         *       "contexts": [
+         *         "default",
+         *         "plots"
+         *       ]
+         *     }
+         */
+        CodeContexts: {
+            /** @description Their names, oldest first. */
+            contexts: string[];
+        };
+        /** @description What code raised. */
+        CodeError: {
+            /** @description The error's type. */
+            name: string;
+            /** @description As a terminal shows it. */
+            traceback: string;
+            /** @description Its message. */
+            value: string;
+        };
+        /**
+         * @description What came of a run. An error in the code is no error of the call: `ok` is false then.
+         * @example {
+         *       "context": "default",
+         *       "context_lost": false,
+         *       "duration_ms": 3,
+         *       "error": null,
+         *       "execution_count": 1,
+         *       "language": "python",
+         *       "ok": true,
+         *       "result": "21",
+         *       "results": [
+         *         {
+         *           "data": {
+         *             "text/plain": "21"
+         *           },
+         *           "kind": "result"
+         *         }
+         *       ],
+         *       "stderr": "",
+         *       "stderr_dropped_bytes": 0,
+         *       "stdout": "hi\n",
+         *       "stdout_dropped_bytes": 0,
+         *       "timed_out": false
+         *     }
+         */
+        CodeRecord: {
+            /** @description As asked for. */
+            context: string;
+            /** @description The context's variables are gone; the next run finds a fresh one. */
+            context_lost: boolean;
+            /**
+             * Format: int64
+             * @description How long it ran.
+             */
+            duration_ms: number;
+            error?: null | components["schemas"]["CodeError"];
+            /**
+             * Format: int64
+             * @description Runs in this context, this one too.
+             */
+            execution_count: number;
+            /** @description As asked for. */
+            language: string;
+            /** @description The code ended without an error. */
+            ok: boolean;
+            /** @description The value of the last expression as text; `null` when there is none. */
+            result?: string | null;
+            /** @description What the code displayed and its value, in order. */
+            results: components["schemas"]["CodeShown"][];
+            /** @description The same for standard error, the traceback too. */
+            stderr: string;
+            /**
+             * Format: int64
+             * @description Bytes of `stderr` that were too much.
+             */
+            stderr_dropped_bytes: number;
+            /** @description What it and the programs that it started wrote; the first MiB. */
+            stdout: string;
+            /**
+             * Format: int64
+             * @description Bytes of `stdout` that were too much.
+             */
+            stdout_dropped_bytes: number;
+            /** @description It was interrupted because its time was over. */
+            timed_out: boolean;
+        };
+        /**
+         * @description Something to show.
+         * @example {
+         *       "data": {
+         *         "text/plain": "21"
+         *       },
+         *       "kind": "result"
+         *     }
+         */
+        CodeShown: {
+            /**
+             * @description By media type: `text/plain` always; `text/html`, `text/markdown`, `image/svg+xml` as text; `image/png`, `image/jpeg`
+             *     and `image/gif` as base64.
+             */
+            data: Record<string, never>;
+            /** @description `result` for the last expression's value, `display` for what was displayed. */
+            kind: string;
+        };
+        /**
          * @description A command of X24.
          * @example {
          *       "command": "make test",
@@ -1794,6 +2559,16 @@ export interface components {
             tty?: boolean;
             /** @description Login name or number. */
             user?: string | null;
+        };
+        /**
+         * @description Nothing is connected here (contract X50).
+         * @example {
+         *       "id": "bnd_1"
+         *     }
+         */
+        ConnectorBinding: {
+            /** @description Its id. */
+            id: string;
         };
         /**
          * @description What create takes. Fields that are not listed are accepted and ignored.
@@ -1957,6 +2732,84 @@ export interface components {
          * @description The envelope of a single resource, and of every list.
          * @example {
          *       "data": {
+         *         "cancelled_count": 0,
+         *         "completed_count": 2,
+         *         "concurrency": 2,
+         *         "created_at": "2026-01-02T03:04:05.000000Z",
+         *         "creating_count": 0,
+         *         "failed_count": 1,
+         *         "id": "bat_4k2p",
+         *         "queued_count": 0,
+         *         "request": {
+         *           "size": "xs"
+         *         },
+         *         "requested_count": 3,
+         *         "runtime_counts": {
+         *           "running": 2
+         *         },
+         *         "settled_at": "2026-01-02T03:04:05.000000Z",
+         *         "status": "partially_failed"
+         *       }
+         *     }
+         */
+        Data_BatchRecord: {
+            /** @description A batch. */
+            data: {
+                /**
+                 * Format: int32
+                 * @description Those that were cancelled before they were begun.
+                 */
+                cancelled_count: number;
+                /**
+                 * Format: int32
+                 * @description Those that are made.
+                 */
+                completed_count: number;
+                /**
+                 * Format: int32
+                 * @description How many are made at one time.
+                 */
+                concurrency: number;
+                /** @description When it was asked for. */
+                created_at: string;
+                /**
+                 * Format: int32
+                 * @description Those that are being made.
+                 */
+                creating_count: number;
+                /**
+                 * Format: int32
+                 * @description Those that could not be made.
+                 */
+                failed_count: number;
+                /** @description Its id, which names an operation too. */
+                id: string;
+                /**
+                 * Format: int32
+                 * @description Those that wait.
+                 */
+                queued_count: number;
+                /** @description What is the same for all, without environment. */
+                request: Record<string, never>;
+                /**
+                 * Format: int32
+                 * @description Sandboxes in all.
+                 */
+                requested_count: number;
+                /** @description Its sandboxes by the state that they are in now. */
+                runtime_counts: {
+                    [key: string]: number;
+                };
+                /** @description When its last item ended. */
+                settled_at?: string | null;
+                /** @description `running`, `cancelling`, `succeeded`, `partially_failed`, `failed` or `cancelled`. */
+                status: string;
+            };
+        };
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": {
          *         "failed": [],
          *         "succeeded": [
          *           "sbx_7q2"
@@ -1971,6 +2824,158 @@ export interface components {
                 failed: components["schemas"]["BulkFailure"][];
                 /** @description Done, or already so. */
                 succeeded: string[];
+            };
+        };
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": {
+         *         "templates": [
+         *           {
+         *             "cli_name": "miosa-sandbox",
+         *             "default_size": "small",
+         *             "id": "miosa-sandbox",
+         *             "name": "MIOSA sandbox",
+         *             "product": "sandbox",
+         *             "sdk_name": "miosa-sandbox",
+         *             "sizes": [
+         *               {
+         *                 "size": "xs",
+         *                 "state": "ready"
+         *               }
+         *             ]
+         *           }
+         *         ]
+         *       }
+         *     }
+         */
+        Data_Catalogue: {
+            /** @description The product catalogue (contract X56). */
+            data: {
+                /** @description Every template. */
+                templates: components["schemas"]["Product"][];
+            };
+        };
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": {
+         *         "contexts": [
+         *           "default",
+         *           "plots"
+         *         ]
+         *       }
+         *     }
+         */
+        Data_CodeContexts: {
+            /**
+             * @description The contexts of a language.
+             * @example {
+             *       "contexts": [
+             *         "default",
+             *         "plots"
+             *       ]
+             *     }
+             */
+            data: {
+                /** @description Their names, oldest first. */
+                contexts: string[];
+            };
+        };
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": {
+         *         "context": "default",
+         *         "context_lost": false,
+         *         "duration_ms": 3,
+         *         "error": null,
+         *         "execution_count": 1,
+         *         "language": "python",
+         *         "ok": true,
+         *         "result": "21",
+         *         "results": [
+         *           {
+         *             "data": {
+         *               "text/plain": "21"
+         *             },
+         *             "kind": "result"
+         *           }
+         *         ],
+         *         "stderr": "",
+         *         "stderr_dropped_bytes": 0,
+         *         "stdout": "hi\n",
+         *         "stdout_dropped_bytes": 0,
+         *         "timed_out": false
+         *       }
+         *     }
+         */
+        Data_CodeRecord: {
+            /** @description What came of a run. An error in the code is no error of the call: `ok` is false then. */
+            data: {
+                /** @description As asked for. */
+                context: string;
+                /** @description The context's variables are gone; the next run finds a fresh one. */
+                context_lost: boolean;
+                /**
+                 * Format: int64
+                 * @description How long it ran.
+                 */
+                duration_ms: number;
+                error?: null | components["schemas"]["CodeError"];
+                /**
+                 * Format: int64
+                 * @description Runs in this context, this one too.
+                 */
+                execution_count: number;
+                /** @description As asked for. */
+                language: string;
+                /** @description The code ended without an error. */
+                ok: boolean;
+                /** @description The value of the last expression as text; `null` when there is none. */
+                result?: string | null;
+                /** @description What the code displayed and its value, in order. */
+                results: components["schemas"]["CodeShown"][];
+                /** @description The same for standard error, the traceback too. */
+                stderr: string;
+                /**
+                 * Format: int64
+                 * @description Bytes of `stderr` that were too much.
+                 */
+                stderr_dropped_bytes: number;
+                /** @description What it and the programs that it started wrote; the first MiB. */
+                stdout: string;
+                /**
+                 * Format: int64
+                 * @description Bytes of `stdout` that were too much.
+                 */
+                stdout_dropped_bytes: number;
+                /** @description It was interrupted because its time was over. */
+                timed_out: boolean;
+            };
+        };
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": {
+         *         "decision": "allow",
+         *         "reason": null
+         *       }
+         *     }
+         */
+        Data_Decision: {
+            /**
+             * @description The answer: whoever has the token may do everything; a capability that is not in the catalogue is denied.
+             * @example {
+             *       "decision": "allow",
+             *       "reason": null
+             *     }
+             */
+            data: {
+                /** @description `allow` or `deny`. */
+                decision: string;
+                /** @description Why not. */
+                reason?: string | null;
             };
         };
         /**
@@ -2066,6 +3071,84 @@ export interface components {
                 started_at?: string | null;
                 /** @description `running`. */
                 status: string;
+            };
+        };
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": {
+         *         "browser": false,
+         *         "exec": true,
+         *         "expose": true,
+         *         "extend": true,
+         *         "files": true,
+         *         "id": "sbx_4k2p",
+         *         "pause": true,
+         *         "resume": true,
+         *         "stop": true,
+         *         "type": "sandbox"
+         *       }
+         *     }
+         */
+        Data_DeviceCapabilities: {
+            /**
+             * @description What a device can do (contract X113): a sandbox, in the words of the devices facade.
+             * @example {
+             *       "browser": false,
+             *       "exec": true,
+             *       "expose": true,
+             *       "extend": true,
+             *       "files": true,
+             *       "id": "sbx_4k2p",
+             *       "pause": true,
+             *       "resume": true,
+             *       "stop": true,
+             *       "type": "sandbox"
+             *     }
+             */
+            data: {
+                browser: boolean;
+                exec: boolean;
+                expose: boolean;
+                extend: boolean;
+                files: boolean;
+                id: string;
+                pause: boolean;
+                resume: boolean;
+                stop: boolean;
+                type: string;
+            };
+        };
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": {
+         *         "content": "aGVsbG8K",
+         *         "encoding": "base64",
+         *         "path": "/workspace/a.txt",
+         *         "size": 6
+         *       }
+         *     }
+         */
+        Data_DeviceFile: {
+            /**
+             * @description A file with its bytes (contract X116).
+             * @example {
+             *       "content": "aGVsbG8K",
+             *       "encoding": "base64",
+             *       "path": "/workspace/a.txt",
+             *       "size": 6
+             *     }
+             */
+            data: {
+                /** @description Base64. */
+                content: string;
+                /** @description `base64`. */
+                encoding: string;
+                /** @description Which. */
+                path: string;
+                /** @description In bytes. */
+                size: number;
             };
         };
         /**
@@ -2587,6 +3670,45 @@ export interface components {
                 snapshot_id: string;
                 /** @description `ready`. */
                 status: string;
+            };
+        };
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": {
+         *         "created_at": "2026-01-02T03:04:05.000000Z",
+         *         "current_step": "1 of 3 sandboxes are made",
+         *         "error": null,
+         *         "finished_at": null,
+         *         "id": "bat_4k2p",
+         *         "resource_id": "bat_4k2p",
+         *         "resource_type": "sandbox_batch",
+         *         "status": "running",
+         *         "type": "sandbox.batch"
+         *       }
+         *     }
+         */
+        Data_OperationRecord: {
+            /** @description A batch as an operation. */
+            data: {
+                /** @description When it was asked for. */
+                created_at: string;
+                /** @description What goes on, for people. */
+                current_step: string;
+                /** @description Why it failed. */
+                error?: string | null;
+                /** @description When it ended. */
+                finished_at?: string | null;
+                /** @description Its id. */
+                id: string;
+                /** @description The batch. */
+                resource_id: string;
+                /** @description `sandbox_batch`. */
+                resource_type: string;
+                /** @description `running`, `succeeded`, `failed` or `cancelled`. */
+                status: string;
+                /** @description `sandbox.batch`. */
+                type: string;
             };
         };
         /**
@@ -3265,6 +4387,146 @@ export interface components {
          * @description The envelope of a single resource, and of every list.
          * @example {
          *       "data": {
+         *         "certificates": {},
+         *         "host": "sbx_4k2p",
+         *         "port": 22,
+         *         "sshd_running": false,
+         *         "tunnel_url": "ws://127.0.0.1:7333/api/v1/sandboxes/sbx_4k2p/ssh-tunnel",
+         *         "user": "root"
+         *       }
+         *     }
+         */
+        Data_SshInfo: {
+            /**
+             * @description How to reach a sandbox by SSH (contract X38).
+             * @example {
+             *       "certificates": {},
+             *       "host": "sbx_4k2p",
+             *       "port": 22,
+             *       "sshd_running": false,
+             *       "tunnel_url": "ws://127.0.0.1:7333/api/v1/sandboxes/sbx_4k2p/ssh-tunnel",
+             *       "user": "root"
+             *     }
+             */
+            data: {
+                /** @description None: this server signs no keys; install one instead. */
+                certificates: Record<string, never>;
+                /** @description The sandbox's id, which a ProxyCommand passes on. */
+                host: string;
+                /**
+                 * Format: int32
+                 * @description In the guest.
+                 */
+                port: number;
+                /** @description Something listens there. Templates bring no SSH server; `openssh-server` in the sandbox is one. */
+                sshd_running: boolean;
+                /** @description A WebSocket of bytes to that port. */
+                tunnel_url: string;
+                /** @description Whose account. */
+                user: string;
+            };
+        };
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": {
+         *         "installed": true,
+         *         "path": "/root/.ssh/authorized_keys",
+         *         "user": "root"
+         *       }
+         *     }
+         */
+        Data_SshKeyInstalled: {
+            /** @description A key that is let in. */
+            data: {
+                /** @description It is. */
+                installed: boolean;
+                /** @description In which file. */
+                path: string;
+                /** @description For whom. */
+                user: string;
+            };
+        };
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": {
+         *         "pid": 214,
+         *         "port": 3000,
+         *         "preview_url": "http://127.5.6.7:3000/",
+         *         "sandbox_id": "sbx_4k2p",
+         *         "status": "ready",
+         *         "steps": [
+         *           {
+         *             "command": "npm ci",
+         *             "duration_ms": 4200,
+         *             "exit_code": 0,
+         *             "output": "added 12 packages\n",
+         *             "status": "succeeded",
+         *             "step": "install"
+         *           }
+         *         ],
+         *         "template_id": "miosa-sandbox",
+         *         "url": "http://127.5.6.7:3000/",
+         *         "workdir": "/workspace"
+         *       }
+         *     }
+         */
+        Data_StartManifest: {
+            /**
+             * @description What was done.
+             * @example {
+             *       "pid": 214,
+             *       "port": 3000,
+             *       "preview_url": "http://127.5.6.7:3000/",
+             *       "sandbox_id": "sbx_4k2p",
+             *       "status": "ready",
+             *       "steps": [
+             *         {
+             *           "command": "npm ci",
+             *           "duration_ms": 4200,
+             *           "exit_code": 0,
+             *           "output": "added 12 packages\n",
+             *           "status": "succeeded",
+             *           "step": "install"
+             *         }
+             *       ],
+             *       "template_id": "miosa-sandbox",
+             *       "url": "http://127.5.6.7:3000/",
+             *       "workdir": "/workspace"
+             *     }
+             */
+            data: {
+                /**
+                 * Format: int32
+                 * @description The background process.
+                 */
+                pid: number;
+                /**
+                 * Format: int32
+                 * @description Where it listens.
+                 */
+                port: number;
+                /** @description Where it can be reached. */
+                preview_url: string;
+                /** @description Where. */
+                sandbox_id: string;
+                /** @description `ready`. */
+                status: string;
+                /** @description What was done, in order. */
+                steps: components["schemas"]["StartStep"][];
+                /** @description Its template. */
+                template_id: string;
+                /** @description The same. */
+                url: string;
+                /** @description Where it runs. */
+                workdir: string;
+            };
+        };
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": {
          *         "pid": 214,
          *         "stdin_open": true,
          *         "written": 3
@@ -3762,6 +5024,41 @@ export interface components {
          * @example {
          *       "data": [
          *         {
+         *           "fingerprint": "local",
+         *           "name": "sandbox.exec"
+         *         }
+         *       ]
+         *     }
+         */
+        Data_Vec_ActionCapability: {
+            data: {
+                /** @description Of its definition; all of ours are this server's own. */
+                fingerprint: string;
+                /** @description A tool's name with dots. */
+                name: string;
+            }[];
+        };
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": [
+         *         {
+         *           "id": "bnd_1"
+         *         }
+         *       ]
+         *     }
+         */
+        Data_Vec_ConnectorBinding: {
+            data: {
+                /** @description Its id. */
+                id: string;
+            }[];
+        };
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": [
+         *         {
          *           "encrypted": false,
          *           "key": "DEBUG",
          *           "value": "1"
@@ -3777,6 +5074,46 @@ export interface components {
                 key: string;
                 /** @description Its value. */
                 value: string;
+            }[];
+        };
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": [
+         *         {
+         *           "is_dir": false,
+         *           "is_symlink": false,
+         *           "mode": "0644",
+         *           "modified_at": "2026-01-02T03:04:05.000006Z",
+         *           "name": "a.py",
+         *           "path": "/workspace/a.py",
+         *           "size": 5,
+         *           "type": "file"
+         *         }
+         *       ]
+         *     }
+         */
+        Data_Vec_FileEntry: {
+            data: {
+                /** @description It is a directory. */
+                is_dir: boolean;
+                /** @description It is a symbolic link. */
+                is_symlink: boolean;
+                /** @description Permission bits in octal, such as `0644`. */
+                mode: string;
+                /** @description Last change of the content. */
+                modified_at?: string | null;
+                /** @description The last part of its path. */
+                name: string;
+                /** @description Absolute. */
+                path: string;
+                /**
+                 * Format: int64
+                 * @description Bytes.
+                 */
+                size: number;
+                /** @description `file`, `directory`, `symlink` or `other`. */
+                type: string;
             }[];
         };
         /**
@@ -3946,6 +5283,54 @@ export interface components {
                 status: string;
                 /** @description It can be written to. */
                 stdin_open: boolean;
+            }[];
+        };
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": [
+         *         {
+         *           "available": true,
+         *           "capabilities": {
+         *             "browser": false,
+         *             "gpu": false,
+         *             "max_shape": {
+         *               "cpu_count": 16,
+         *               "disk_size_mb": 204800,
+         *               "memory_mb": 32768
+         *             },
+         *             "network_egress": false,
+         *             "pause": true,
+         *             "persistence": true
+         *           },
+         *           "default": true,
+         *           "description": "A virtual machine of its own on this computer, with KVM",
+         *           "id": "standard",
+         *           "label": "microVM",
+         *           "runtime_profile": "standard",
+         *           "unavailable_reason": null
+         *         }
+         *       ]
+         *     }
+         */
+        Data_Vec_RuntimeRecord: {
+            data: {
+                /** @description It can be used now. */
+                available: boolean;
+                /** @description What sandboxes can do in it. */
+                capabilities: components["schemas"]["RuntimeCapabilities"];
+                /** @description Used when nobody says. */
+                default: boolean;
+                /** @description For people. */
+                description: string;
+                /** @description `standard`. */
+                id: string;
+                /** @description For people. */
+                label: string;
+                /** @description What create takes as `runtime_profile`. */
+                runtime_profile: string;
+                /** @description Why not, and what to do. */
+                unavailable_reason?: string | null;
             }[];
         };
         /**
@@ -4339,6 +5724,19 @@ export interface components {
             };
         };
         /**
+         * @description The answer: whoever has the token may do everything; a capability that is not in the catalogue is denied.
+         * @example {
+         *       "decision": "allow",
+         *       "reason": null
+         *     }
+         */
+        Decision: {
+            /** @description `allow` or `deny`. */
+            decision: string;
+            /** @description Why not. */
+            reason?: string | null;
+        };
+        /**
          * @description Which snapshots to delete: `ids`, or everything of one sandbox.
          * @example {
          *       "ids": [
@@ -4436,6 +5834,58 @@ export interface components {
             /** @description `running`. */
             status: string;
         };
+        /**
+         * @description What a device can do (contract X113): a sandbox, in the words of the devices facade.
+         * @example {
+         *       "browser": false,
+         *       "exec": true,
+         *       "expose": true,
+         *       "extend": true,
+         *       "files": true,
+         *       "id": "sbx_4k2p",
+         *       "pause": true,
+         *       "resume": true,
+         *       "stop": true,
+         *       "type": "sandbox"
+         *     }
+         */
+        DeviceCapabilities: {
+            browser: boolean;
+            exec: boolean;
+            expose: boolean;
+            extend: boolean;
+            files: boolean;
+            id: string;
+            pause: boolean;
+            resume: boolean;
+            stop: boolean;
+            type: string;
+        };
+        /**
+         * @description A command of the devices facade (contract X114).
+         * @example {
+         *       "command": [
+         *         "ls",
+         *         "-l"
+         *       ],
+         *       "timeout_ms": 30000
+         *     }
+         */
+        DeviceExecBody: {
+            /** @description A shell line, or a program and its arguments. */
+            command: components["schemas"]["ExecCommand"];
+            /** @description Where it runs. */
+            cwd?: string | null;
+            /** @description Over the sandbox's own environment. */
+            env?: {
+                [key: string]: string;
+            } | null;
+            /**
+             * Format: double
+             * @description Milliseconds; no limit when absent.
+             */
+            timeout_ms?: number | null;
+        };
         /** @description One device. */
         DeviceFigures: {
             /**
@@ -4460,6 +5910,40 @@ export interface components {
              * @description Bytes the guest gave to it.
              */
             write_bytes: number;
+        };
+        /**
+         * @description A file with its bytes (contract X116).
+         * @example {
+         *       "content": "aGVsbG8K",
+         *       "encoding": "base64",
+         *       "path": "/workspace/a.txt",
+         *       "size": 6
+         *     }
+         */
+        DeviceFile: {
+            /** @description Base64. */
+            content: string;
+            /** @description `base64`. */
+            encoding: string;
+            /** @description Which. */
+            path: string;
+            /** @description In bytes. */
+            size: number;
+        };
+        /**
+         * @description A file to write (contract X117).
+         * @example {
+         *       "content": "hello\n",
+         *       "path": "/workspace/a.txt"
+         *     }
+         */
+        DeviceWriteBody: {
+            /** @description Text. */
+            content?: string | null;
+            /** @description The same for bytes that are not text. */
+            content_base64?: string | null;
+            /** @description Absolute path. */
+            path: string;
         };
         /**
          * @description A directory was made, or is there.
@@ -5253,6 +6737,15 @@ export interface components {
             /** @description Absolute path; missing parents are made. */
             path: string;
         };
+        /** @description The largest shape. */
+        MaxShape: {
+            /** Format: int32 */
+            cpu_count: number;
+            /** Format: int32 */
+            disk_size_mb: number;
+            /** Format: int32 */
+            memory_mb: number;
+        };
         /** @description How each kind of figure came to be. */
         MeasurementStatus: {
             /** @description `sampled`: read every 5 s while it runs, so of each ended session up to its last 5 s may be missing; or `unavailable`. */
@@ -5580,6 +7073,40 @@ export interface components {
             dependents: components["schemas"]["Dependent"][];
         };
         /**
+         * @description A batch as an operation.
+         * @example {
+         *       "created_at": "2026-01-02T03:04:05.000000Z",
+         *       "current_step": "1 of 3 sandboxes are made",
+         *       "error": null,
+         *       "finished_at": null,
+         *       "id": "bat_4k2p",
+         *       "resource_id": "bat_4k2p",
+         *       "resource_type": "sandbox_batch",
+         *       "status": "running",
+         *       "type": "sandbox.batch"
+         *     }
+         */
+        OperationRecord: {
+            /** @description When it was asked for. */
+            created_at: string;
+            /** @description What goes on, for people. */
+            current_step: string;
+            /** @description Why it failed. */
+            error?: string | null;
+            /** @description When it ended. */
+            finished_at?: string | null;
+            /** @description Its id. */
+            id: string;
+            /** @description The batch. */
+            resource_id: string;
+            /** @description `sandbox_batch`. */
+            resource_type: string;
+            /** @description `running`, `succeeded`, `failed` or `cancelled`. */
+            status: string;
+            /** @description `sandbox.batch`. */
+            type: string;
+        };
+        /**
          * @description A path to look at.
          * @example {
          *       "path": "/workspace/a.py"
@@ -5734,6 +7261,22 @@ export interface components {
             /** @description A preview's URL with the token. */
             url: string;
         };
+        /** @description How to see that an application is ready. */
+        ProbeBody: {
+            /** @description For `exec`: a shell line. */
+            command?: string | null;
+            /** @description For `http`; `/` when absent. */
+            path?: string | null;
+            /**
+             * Format: int32
+             * @description Other than the application's.
+             */
+            port?: number | null;
+            /** @description `tcp` (the default), `http` (a status below 400) or `exec` (exit code 0). */
+            type?: string | null;
+            /** @description The same; of a whole URL the path counts. */
+            url?: string | null;
+        };
         /**
          * @description A process to start.
          * @example {
@@ -5842,6 +7385,46 @@ export interface components {
             status: string;
             /** @description It can be written to. */
             stdin_open: boolean;
+        };
+        /**
+         * @description A template in the catalogue.
+         * @example {
+         *       "cli_name": "miosa-sandbox",
+         *       "default_size": "small",
+         *       "id": "miosa-sandbox",
+         *       "name": "MIOSA sandbox",
+         *       "product": "sandbox",
+         *       "sdk_name": "miosa-sandbox",
+         *       "sizes": [
+         *         {
+         *           "size": "xs",
+         *           "state": "ready"
+         *         }
+         *       ]
+         *     }
+         */
+        Product: {
+            /** @description The same. */
+            cli_name: string;
+            /** @description The size when nobody says. */
+            default_size: string;
+            /** @description Its id. */
+            id: string;
+            /** @description For people. */
+            name: string;
+            /** @description `sandbox`. */
+            product: string;
+            /** @description What create takes. */
+            sdk_name: string;
+            /** @description Each size, and whether it can be made. */
+            sizes: components["schemas"]["ProductSize"][];
+        };
+        /** @description A size of a product. */
+        ProductSize: {
+            /** @description Its name. */
+            size: string;
+            /** @description `ready`, or `unavailable` where the host runs no machines. */
+            state: string;
         };
         /**
          * @description Whether a sandbox is command-ready, and how far each part of it is (contract 8.7).
@@ -6115,6 +7698,63 @@ export interface components {
              * @description From there to command-ready.
              */
             wait_ms: number;
+        };
+        /** @description See [`RuntimeRecord`]. */
+        RuntimeCapabilities: {
+            /** @description A browser can be driven. */
+            browser: boolean;
+            /** @description Graphics processors. */
+            gpu: boolean;
+            /** @description The largest that may be asked for. */
+            max_shape: components["schemas"]["MaxShape"];
+            /** @description Programs inside reach other computers. */
+            network_egress: boolean;
+            /** @description Memory is kept while one stands still. */
+            pause: boolean;
+            /** @description Sandboxes outlive their session. */
+            persistence: boolean;
+        };
+        /**
+         * @description How sandboxes are run (contract X55).
+         * @example {
+         *       "available": true,
+         *       "capabilities": {
+         *         "browser": false,
+         *         "gpu": false,
+         *         "max_shape": {
+         *           "cpu_count": 16,
+         *           "disk_size_mb": 204800,
+         *           "memory_mb": 32768
+         *         },
+         *         "network_egress": false,
+         *         "pause": true,
+         *         "persistence": true
+         *       },
+         *       "default": true,
+         *       "description": "A virtual machine of its own on this computer, with KVM",
+         *       "id": "standard",
+         *       "label": "microVM",
+         *       "runtime_profile": "standard",
+         *       "unavailable_reason": null
+         *     }
+         */
+        RuntimeRecord: {
+            /** @description It can be used now. */
+            available: boolean;
+            /** @description What sandboxes can do in it. */
+            capabilities: components["schemas"]["RuntimeCapabilities"];
+            /** @description Used when nobody says. */
+            default: boolean;
+            /** @description For people. */
+            description: string;
+            /** @description `standard`. */
+            id: string;
+            /** @description For people. */
+            label: string;
+            /** @description What create takes as `runtime_profile`. */
+            runtime_profile: string;
+            /** @description Why not, and what to do. */
+            unavailable_reason?: string | null;
         };
         /** @description Figures at one time. */
         SampleRecord: {
@@ -6653,6 +8293,168 @@ export interface components {
             data: components["schemas"]["SnapshotRecord"];
             /** @description Live sandboxes; deleting the snapshot does not harm them. */
             dependents: components["schemas"]["Dependent"][];
+        };
+        /**
+         * @description How to reach a sandbox by SSH (contract X38).
+         * @example {
+         *       "certificates": {},
+         *       "host": "sbx_4k2p",
+         *       "port": 22,
+         *       "sshd_running": false,
+         *       "tunnel_url": "ws://127.0.0.1:7333/api/v1/sandboxes/sbx_4k2p/ssh-tunnel",
+         *       "user": "root"
+         *     }
+         */
+        SshInfo: {
+            /** @description None: this server signs no keys; install one instead. */
+            certificates: Record<string, never>;
+            /** @description The sandbox's id, which a ProxyCommand passes on. */
+            host: string;
+            /**
+             * Format: int32
+             * @description In the guest.
+             */
+            port: number;
+            /** @description Something listens there. Templates bring no SSH server; `openssh-server` in the sandbox is one. */
+            sshd_running: boolean;
+            /** @description A WebSocket of bytes to that port. */
+            tunnel_url: string;
+            /** @description Whose account. */
+            user: string;
+        };
+        /**
+         * @description A key to let in (contract X40).
+         * @example {
+         *       "public_key": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ me@here"
+         *     }
+         */
+        SshKeyBody: {
+            /** @description One line of `authorized_keys`. */
+            public_key: string;
+        };
+        /**
+         * @description A key that is let in.
+         * @example {
+         *       "installed": true,
+         *       "path": "/root/.ssh/authorized_keys",
+         *       "user": "root"
+         *     }
+         */
+        SshKeyInstalled: {
+            /** @description It is. */
+            installed: boolean;
+            /** @description In which file. */
+            path: string;
+            /** @description For whom. */
+            user: string;
+        };
+        /**
+         * @description What to install and start, and how to see that it is ready. What is absent is the template's own.
+         * @example {
+         *       "install_command": "npm ci",
+         *       "port": 3000,
+         *       "readiness_probe": {
+         *         "path": "/",
+         *         "type": "http"
+         *       },
+         *       "start_command": "npm run dev"
+         *     }
+         */
+        StartBody: {
+            /** @description False leaves the installation out. */
+            install?: boolean | null;
+            /** @description A shell line that must succeed before the start. */
+            install_command?: string | null;
+            /**
+             * Format: int32
+             * @description Seconds; 600 when absent.
+             */
+            install_timeout_sec?: number | null;
+            /**
+             * Format: int32
+             * @description Where it listens; 3000 when absent.
+             */
+            port?: number | null;
+            readiness_probe?: null | components["schemas"]["ProbeBody"];
+            /** @description A shell line that goes on; it becomes a background process. An earlier one of this call is stopped first. */
+            start_command?: string | null;
+            /**
+             * Format: int32
+             * @description Seconds until it must be ready; 120 when absent.
+             */
+            start_timeout_sec?: number | null;
+            /** @description Where both run; `/workspace` when absent. */
+            workdir?: string | null;
+        };
+        /**
+         * @description What was done.
+         * @example {
+         *       "pid": 214,
+         *       "port": 3000,
+         *       "preview_url": "http://127.5.6.7:3000/",
+         *       "sandbox_id": "sbx_4k2p",
+         *       "status": "ready",
+         *       "steps": [
+         *         {
+         *           "command": "npm ci",
+         *           "duration_ms": 4200,
+         *           "exit_code": 0,
+         *           "output": "added 12 packages\n",
+         *           "status": "succeeded",
+         *           "step": "install"
+         *         }
+         *       ],
+         *       "template_id": "miosa-sandbox",
+         *       "url": "http://127.5.6.7:3000/",
+         *       "workdir": "/workspace"
+         *     }
+         */
+        StartManifest: {
+            /**
+             * Format: int32
+             * @description The background process.
+             */
+            pid: number;
+            /**
+             * Format: int32
+             * @description Where it listens.
+             */
+            port: number;
+            /** @description Where it can be reached. */
+            preview_url: string;
+            /** @description Where. */
+            sandbox_id: string;
+            /** @description `ready`. */
+            status: string;
+            /** @description What was done, in order. */
+            steps: components["schemas"]["StartStep"][];
+            /** @description Its template. */
+            template_id: string;
+            /** @description The same. */
+            url: string;
+            /** @description Where it runs. */
+            workdir: string;
+        };
+        /** @description One step. */
+        StartStep: {
+            /** @description What ran, or what was asked. */
+            command: string;
+            /**
+             * Format: int64
+             * @description How long it took.
+             */
+            duration_ms: number;
+            /**
+             * Format: int32
+             * @description Of a command that ended.
+             */
+            exit_code?: number | null;
+            /** @description The end of what it wrote. */
+            output: string;
+            /** @description `succeeded` or `failed`. */
+            status: string;
+            /** @description `install`, `start` or `ready`. */
+            step: string;
         };
         /**
          * @description What is written to a process.
@@ -7274,6 +9076,66 @@ export interface components {
 }
 export type $defs = Record<string, never>;
 export interface operations {
+    authorize_action: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["AuthorizeBody"];
+            };
+        };
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_Decision"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    list_actions: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_Vec_ActionCapability"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
     make_ticket_alias: {
         parameters: {
             query?: never;
@@ -7386,6 +9248,170 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["Data_BulkOutcome"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    get_device_capabilities: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_DeviceCapabilities"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    exec_on_device: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["DeviceExecBody"];
+            };
+        };
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ExecData"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    list_device_files: {
+        parameters: {
+            query?: {
+                /** @description Absolute path; `/workspace` when absent. */
+                path?: string;
+            };
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_Vec_FileEntry"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    read_device_file: {
+        parameters: {
+            query?: {
+                /** @description Absolute path; `/workspace` when absent. */
+                path?: string;
+            };
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_DeviceFile"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    write_device_file: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["DeviceWriteBody"];
+            };
+        };
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_Written"];
                 };
             };
             /** @description Refused or failed; `error.code` says why */
@@ -7637,6 +9663,97 @@ export interface operations {
             };
         };
     };
+    get_operation: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                part: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_OperationRecord"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    cancel_operation: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                part: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_OperationRecord"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    stream_operation_events: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                part: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Server-sent events of OperationRecord */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "text/event-stream": components["schemas"]["OperationRecord"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
     list_templates: {
         parameters: {
             query?: never;
@@ -7816,6 +9933,164 @@ export interface operations {
             };
         };
     };
+    create_batch: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["BatchBody"];
+            };
+        };
+        responses: {
+            202: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_BatchRecord"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    get_batch: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                part: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_BatchRecord"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    cancel_batch: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                part: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_BatchRecord"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    stream_batch_events: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                part: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Server-sent events of BatchRecord */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "text/event-stream": components["schemas"]["BatchRecord"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    list_batch_items: {
+        parameters: {
+            query?: {
+                /** @description Most items of the page, up to 500; 100 when absent. */
+                limit?: string;
+                /** @description Where the page begins: `next_cursor` of the one before. */
+                cursor?: string;
+            };
+            header?: never;
+            path: {
+                part: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["BatchItems"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
     get_sandbox_by_name: {
         parameters: {
             query?: never;
@@ -7866,6 +10141,34 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["RunAnswer"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    list_runtimes: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_Vec_RuntimeRecord"];
                 };
             };
             /** @description Refused or failed; `error.code` says why */
@@ -7990,6 +10293,137 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["Data_ArtifactsRecord"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    reset_code: {
+        parameters: {
+            query?: {
+                /** @description `python` (the default) or `javascript`. */
+                language?: string;
+            };
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    list_code_contexts: {
+        parameters: {
+            query?: {
+                /** @description `python` (the default) or `javascript`. */
+                language?: string;
+            };
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_CodeContexts"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    reset_code_context: {
+        parameters: {
+            query?: {
+                /** @description `python` (the default) or `javascript`. */
+                language?: string;
+            };
+            header?: never;
+            path: {
+                id: string;
+                /** @description The context's name */
+                part: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    run_code: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["CodeBody"];
+            };
+        };
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_CodeRecord"];
                 };
             };
             /** @description Refused or failed; `error.code` says why */
@@ -8160,6 +10594,36 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["ProcessLogs"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    list_connectors: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_Vec_ConnectorBinding"];
                 };
             };
             /** @description Refused or failed; `error.code` says why */
@@ -10311,6 +12775,70 @@ export interface operations {
             };
         };
     };
+    get_ssh_info: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_SshInfo"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    install_ssh_key: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["SshKeyBody"];
+            };
+        };
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_SshKeyInstalled"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
     get_stats: {
         parameters: {
             query?: never;
@@ -10397,6 +12925,40 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["Data_Tags"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    start_template: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["StartBody"];
+            };
+        };
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_StartManifest"];
                 };
             };
             /** @description Refused or failed; `error.code` says why */
@@ -11028,6 +13590,34 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["Data_DiskUse"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    get_catalogue: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_Catalogue"];
                 };
             };
             /** @description Refused or failed; `error.code` says why */

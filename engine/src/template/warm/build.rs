@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Ticket, evict};
-use crate::agent::Agent;
+use cove_protocol::guest::ErrorKind;
+
+use crate::agent::{Agent, Language};
 use crate::db::WarmRow;
 use crate::error::Error;
 use crate::fault;
@@ -18,6 +20,9 @@ use crate::template::store::blocking;
 
 /// How long an agent may take to prepare its machine; where the guest's kernel is emulated that is minutes.
 const PREPARE_DEADLINE: Duration = Duration::from_secs(1800);
+
+/// How long its interpreter may take to be ready.
+const CODE_DEADLINE: Duration = Duration::from_secs(300);
 
 /// How long it may take to write its dirty pages.
 const SYNC_DEADLINE: Duration = Duration::from_secs(120);
@@ -99,6 +104,9 @@ async fn scratch(
     }
     let agent = Agent::alone(shared.config.paths.vsock_socket(id), id.clone());
     while_quiet(shared, &machine, agent.prepare(PREPARE_DEADLINE)).await?;
+    if let Err(error) = while_quiet(shared, &machine, warm_code(&agent)).await {
+        tracing::warn!(%error, key = kind.key, "the template's machine has no interpreter that waits");
+    }
     while_quiet(shared, &machine, agent.sync(SYNC_DEADLINE)).await?;
     let of = Capture {
         image: ImageId::generate(),
@@ -116,6 +124,15 @@ async fn scratch(
     fault::point("warm.captured", Some(&machine)).await;
     note(shared, ticket, &machine, &image, &top).await?;
     Ok(image.id)
+}
+
+/// An interpreter waits in the captured machine, so that the first run of code does not pay its start. A template need not
+/// have any.
+async fn warm_code(agent: &Agent) -> Result<(), Error> {
+    match agent.warm_interpreters(Language::Python, CODE_DEADLINE).await {
+        Err(Error::Guest { kind: ErrorKind::NotFound, .. }) => Ok(()),
+        other => other,
+    }
 }
 
 /// The machine ends before others may use its disk: then it is whole, and unlocked.
