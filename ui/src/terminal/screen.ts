@@ -15,6 +15,8 @@ const COLS_MAX = 500;
 const ROWS_MAX = 200;
 /** A program is told of a new size when the dragging rests. */
 const RESIZE_SETTLE_MS = 60;
+/** A screen that the server draws anew is there after this. */
+const DRAW_MS = 120;
 /** Clears screen, scrollback, colours and modes. */
 const RESET = new TextEncoder().encode("\x1bc");
 
@@ -39,6 +41,8 @@ export class Screen {
   private readonly undo: (() => void)[] = [];
   private settle: ReturnType<typeof setTimeout> | undefined;
   private sized = false;
+  private drawing = false;
+  private drawn: ReturnType<typeof setTimeout> | undefined;
 
   constructor(
     private readonly element: HTMLElement,
@@ -84,18 +88,29 @@ export class Screen {
     this.undo.push(() => observer.disconnect());
   }
 
-  /** `anew`: what was there is wiped first. */
-  write(bytes: Uint8Array, anew: boolean): void {
-    if (anew) {
+  /**
+   * `anew`: what was there is wiped first, and what comes was drawn for a screen of this size: until it is there the
+   * terminal keeps to that, since lines and cursor would come to lie elsewhere on another.
+   */
+  write(bytes: Uint8Array, anew: TerminalSize | null): void {
+    if (anew !== null) {
       this.queue.clear();
       this.queue.push(RESET);
+      this.drawing = true;
+      this.terminal.resize(anew.cols, anew.rows);
+      clearTimeout(this.drawn);
+      this.drawn = setTimeout(() => {
+        this.drawing = false;
+        this.refit();
+        this.options.onSize({ cols: this.terminal.cols, rows: this.terminal.rows });
+      }, DRAW_MS);
     }
     this.queue.push(bytes);
   }
 
   /** Makes the terminal as large as its element; not while the element is hidden. */
   refit(): void {
-    if (this.element.offsetWidth === 0 || this.element.offsetHeight === 0) return;
+    if (this.drawing || this.element.offsetWidth === 0 || this.element.offsetHeight === 0) return;
     const size = this.fit.proposeDimensions();
     if (size === undefined || Number.isNaN(size.cols) || Number.isNaN(size.rows)) return;
     const cols = Math.min(COLS_MAX, Math.max(2, size.cols));
@@ -114,12 +129,14 @@ export class Screen {
 
   dispose(): void {
     clearTimeout(this.settle);
+    clearTimeout(this.drawn);
     for (const undo of this.undo) undo();
     this.queue.clear();
     this.terminal.dispose();
   }
 
   private tellSize(): void {
+    if (this.drawing) return;
     const tell = () => this.options.onSize({ cols: this.terminal.cols, rows: this.terminal.rows });
     clearTimeout(this.settle);
     if (this.sized) this.settle = setTimeout(tell, RESIZE_SETTLE_MS);

@@ -15,10 +15,13 @@ export interface LinkHost {
 }
 
 export interface LinkEvents {
-  /** `anew`: the screen is drawn from its beginning. */
-  onOutput: (bytes: Uint8Array, anew: boolean) => void;
+  /** `anew`: the screen is drawn from its beginning, for a screen of this size. */
+  onOutput: (bytes: Uint8Array, anew: TerminalSize | null) => void;
   onSession: (session: string) => void;
 }
+
+/** A screen of another size than the server drew is drawn first; if nothing is drawn, the size is told after this. */
+const SIZE_MS = 400;
 
 /** What may be typed before the shell is there. */
 const EARLY_BYTES_MAX = 4096;
@@ -94,7 +97,7 @@ export class TerminalLink {
     if (this.session === null || this.state.name !== "live") return;
     this.drop();
     this.state = { name: "connecting" };
-    void this.connect(this.session, true);
+    void this.connect(this.session);
   }
 
   dispose(): void {
@@ -119,7 +122,7 @@ export class TerminalLink {
     if (this.session === null) void this.open(this.size);
     else {
       this.state = { name: "connecting" };
-      void this.connect(this.session, true);
+      void this.connect(this.session);
     }
   }
 
@@ -132,13 +135,13 @@ export class TerminalLink {
       this.events?.onSession(session);
       if (life !== this.life) return;
       this.state = { name: "connecting" };
-      await this.connect(session, true);
+      await this.connect(session);
     } catch (error) {
       if (life === this.life) this.fail(asApiError(error));
     }
   }
 
-  private async connect(session: string, anew: boolean): Promise<void> {
+  private async connect(session: string): Promise<void> {
     const life = ++this.life;
     const size = this.size ?? { cols: 80, rows: 24 };
     let socket: WebSocket;
@@ -152,7 +155,8 @@ export class TerminalLink {
     this.socket = socket;
     this.sent = size;
     socket.binaryType = "arraybuffer";
-    let [opened, first] = [false, anew];
+    let opened = false;
+    let anew: TerminalSize | null = size;
     socket.onopen = () => {
       if (life !== this.life) return;
       opened = true;
@@ -161,8 +165,8 @@ export class TerminalLink {
     socket.onmessage = ({ data }: MessageEvent<ArrayBuffer | string>) => {
       if (life !== this.life) return;
       const bytes = typeof data === "string" ? this.encoder.encode(data) : new Uint8Array(data);
-      this.events?.onOutput(bytes, first);
-      first = false;
+      this.events?.onOutput(bytes, anew);
+      anew = null;
     };
     socket.onclose = ({ code, reason }) => {
       if (life !== this.life) return;
@@ -176,7 +180,8 @@ export class TerminalLink {
   private opened(): void {
     this.attempt = 0;
     this.state = { name: "live" };
-    this.sendSize();
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => this.sendSize(), SIZE_MS);
     for (const bytes of this.early.splice(0)) this.send(bytes);
   }
 
@@ -221,7 +226,7 @@ export class TerminalLink {
       const sessions = await this.host.sessions();
       if (life !== this.life) return;
       if (!sessions.includes(session)) this.state = { name: "ended", exitCode: null };
-      else await this.connect(session, true);
+      else await this.connect(session);
     } catch (error) {
       if (life === this.life) this.broke(asApiError(error).message, false);
     }

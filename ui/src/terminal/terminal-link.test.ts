@@ -38,7 +38,8 @@ function setUp(session: string | null, { state = "running", sessions = ["term_1"
   const output: string[] = [];
   const opened: string[] = [];
   link.events = {
-    onOutput: (bytes, anew) => output.push(`${anew ? "anew:" : ""}${new TextDecoder().decode(bytes)}`),
+    onOutput: (bytes, anew) =>
+      output.push(`${anew ? `${anew.cols}x${anew.rows}:` : ""}${new TextDecoder().decode(bytes)}`),
     onSession: (id) => opened.push(id),
   };
   return { link, host, sockets, facts, output, opened };
@@ -67,7 +68,7 @@ describe("TerminalLink", () => {
     expect(link.state.name).toBe("live");
     sockets[0]?.say("$ ");
     sockets[0]?.say("ls");
-    expect(output).toEqual(["anew:$ ", "ls"]);
+    expect(output).toEqual(["100x30:$ ", "ls"]);
     link.send("x");
     link.resize({ cols: 80, rows: 24 });
     link.resize({ cols: 80, rows: 24 });
@@ -85,6 +86,18 @@ describe("TerminalLink", () => {
     expect(opened).toEqual(["term_1"]);
     sockets[0]?.onopen?.();
     expect(sockets[0]?.sent).toEqual(["ls\r"]);
+  });
+
+  it("lets what was drawn for the old size be drawn before it tells a new one", async () => {
+    const { link, sockets } = setUp("term_1");
+    link.sandboxIs("running");
+    link.resize(SIZE);
+    link.resize({ cols: 90, rows: 20 });
+    await settle();
+    sockets[0]?.onopen?.();
+    expect(sockets[0]?.sent).toEqual([]);
+    await vi.advanceTimersByTimeAsync(1_000);
+    expect(sockets[0]?.sent).toEqual(['{"type":"resize","cols":90,"rows":20}']);
   });
 
   it("does not wake a sandbox that sleeps", async () => {
