@@ -59,3 +59,8 @@ test("of two with the same keys the later one wins, until it is taken out or off
   shortcuts.handle(press("p"));
   expect([first.mock.calls.length, second.mock.calls.length]).toEqual([2, 1]);
 });
+
+test("a widget with keys of its own keeps those without a modifier", () => {
+  document.body.innerHTML = `<div data-own-keys><div id="row"></div></div>`;
+  expect(placeOf(document.getElementById("row"))).toBe("typing");
+});

@@ -68,6 +68,8 @@ export function placeOf(target: EventTarget | null): Place {
   if (!(target instanceof Element)) return "page";
   if (target.closest(".xterm") !== null) return "terminal";
   if (target.closest("[role=dialog],[role=alertdialog],[role=menu],[role=listbox]") !== null) return "overlay";
+  // Trees and lists with keys of their own: Delete there is about a file, never about the sandbox.
+  if (target.closest("[data-own-keys]") !== null) return "typing";
   const isField = target.closest("input:not([type=checkbox]):not([type=radio]),textarea,select,[contenteditable=true]");
   return isField === null ? "page" : "typing";
 }
