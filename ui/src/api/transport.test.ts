@@ -67,8 +67,10 @@ test("a server that is gone is told from one that refuses", async () => {
   vi.stubGlobal("fetch", () => Promise.reject(new TypeError("Failed to fetch")));
   await expect(send("GET", "/x")).rejects.toMatchObject({ status: 0, code: "UNREACHABLE", unreachable: true });
   expect(heard).toHaveBeenCalledWith(false);
+  heard.mockClear();
   answers("Bad gateway", 502);
   await expect(send("GET", "/x")).rejects.toMatchObject({ status: 502, code: "UNREACHABLE" });
+  expect(heard.mock.calls).toEqual([[false]]);
 });
 
 test("a cancelled request is no failure of the server's", async () => {

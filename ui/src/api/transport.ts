@@ -59,9 +59,13 @@ export function transport(connection: Connection, heard: (answered: boolean) => 
       heard(false);
       throw unreachable(error);
     }
-    heard(true);
-    if (!response.ok) throw await failure(response);
-    return response;
+    if (response.ok) {
+      heard(true);
+      return response;
+    }
+    const failed = await failure(response);
+    heard(!failed.unreachable);
+    throw failed;
   }
 
   async function send(method: string, path: string, options: SendOptions & { raw?: boolean } = {}): Promise<unknown> {
