@@ -18,6 +18,7 @@ mod sdk;
 mod terminal;
 mod traffic;
 mod watch;
+mod window;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         preview::tests(&shared),
         recovery::tests(&shared),
         faults::tests(&shared),
+        window::tests(&shared),
     ];
     let conclusion = libtest_mimic::run(&arguments, tests.into_iter().flatten().collect());
     let failed = conclusion.has_failed();

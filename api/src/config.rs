@@ -12,6 +12,9 @@ use crate::limits::RATE_DEFAULT;
 /// Origins of our own windows; a page from anywhere else is refused.
 const WINDOW_ORIGINS: [&str; 2] = ["tauri://localhost", "cove://app.shell"];
 
+/// Where a server listens when nothing else is said.
+pub const PORT_DEFAULT: u16 = 7333;
+
 /// The API root of a server on `port`, as clients are told it.
 pub fn base_url(port: u16) -> String {
     format!("http://127.0.0.1:{port}/api/v1")

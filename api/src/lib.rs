@@ -42,7 +42,7 @@ use tickets::Tickets;
 
 use types::{SandboxRecord, UrlInfo};
 
-pub use config::{ApiConfig, base_url};
+pub use config::{ApiConfig, PORT_DEFAULT, base_url};
 pub use limits::RATE_DEFAULT;
 pub use openapi::openapi_json;
 pub use preview::ALIAS_PORT_DEFAULT;

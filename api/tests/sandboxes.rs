@@ -50,5 +50,10 @@ async fn the_system_says_what_may_be_asked_for_and_what_is_missing() {
     assert_eq!(data["limits"]["cpu_count"], json!([1, 16]));
     assert_eq!(data["limits"]["memory_mb"], json!([512, 32768]));
     assert!(data["host"]["problem"].is_string());
+    let diagnosis = server.get("/system/checks").await;
+    let checks = diagnosis.body["data"]["checks"].as_array().unwrap().clone();
+    let check = |name: &str| checks.iter().find(|check| check["name"] == name).unwrap().clone();
+    assert_eq!((&diagnosis.body["data"]["status"], &check("data_dir")["status"]), (&json!("error"), &json!("ok")));
+    assert!(check("guest_image")["advice"].is_string() && check("data_dir")["advice"].is_null());
     server.stop().await;
 }

@@ -6,7 +6,6 @@
 mod errors;
 mod files;
 mod life;
-pub mod local;
 mod observe;
 mod previews;
 mod records;
@@ -18,7 +17,7 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use cove_engine::EngineConfig;
+use cove_engine::{EngineConfig, local};
 use reqwest::{Method, RequestBuilder, Response, Url};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -185,7 +184,7 @@ fn variable<const N: usize>(names: [&str; N]) -> Option<String> {
 
 fn local_server(data_dir: &Path) -> Result<String, ClientError> {
     let server = local::server(data_dir);
-    let url = server.as_ref().and_then(local::LocalServer::base_url);
+    let url = server.as_ref().and_then(|server| server.port).map(cove_api::base_url);
     url.ok_or_else(|| match server {
         Some(server) => ClientError::Starting { pid: server.pid },
         None => ClientError::NoServer { data_dir: data_dir.to_path_buf() },

@@ -11,16 +11,13 @@ use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use cove_api::{ApiConfig, token};
+use cove_api::{ApiConfig, PORT_DEFAULT, token};
 use cove_engine::{Engine, EngineConfig};
 use tokio::net::TcpListener;
 
 use crate::client::ConnectionArgs;
 use crate::exec::Interrupts;
 use log::LogFormat;
-
-/// Where the server listens when nothing else is said.
-pub const PORT_DEFAULT: u16 = 7333;
 
 /// Requests a second when nothing else is said.
 const RATE_DEFAULT: u32 = cove_api::RATE_DEFAULT.get();

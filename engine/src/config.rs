@@ -85,9 +85,14 @@ impl EngineConfig {
     /// # Errors
     /// When nothing says where data goes, or the runtime directory cannot hold sockets.
     pub fn places(self) -> Result<Places, ConfigError> {
-        let Config { paths, guest, vmm, kvm, .. } = Config::find(self)?;
+        Ok(Config::find(self)?.into())
+    }
+}
+
+impl From<Config> for Places {
+    fn from(Config { paths, guest, vmm, kvm, .. }: Config) -> Self {
         let dir_of = |guest: GuestDir| guest.kernel.parent().map(Path::to_path_buf).unwrap_or_default();
-        Ok(Places { data_dir: paths.data, runtime_dir: paths.runtime, guest_dir: guest.map(dir_of), vmm, kvm })
+        Self { data_dir: paths.data, runtime_dir: paths.runtime, guest_dir: guest.map(dir_of), vmm, kvm }
     }
 }
 

@@ -42,6 +42,10 @@ pub mod db;
 
 pub mod config;
 
+pub mod doctor;
+
+pub mod local;
+
 mod data_dir;
 
 mod host;
@@ -223,6 +227,11 @@ impl Engine {
     /// [`Error::File`].
     pub fn announce_port(&self, port: u16) -> Result<(), Error> {
         self.shared.data_dir.announce_port(&self.shared.config.paths, port)
+    }
+
+    /// What this computer has and lacks, as `cove doctor` says it.
+    pub async fn doctor(&self) -> doctor::Report {
+        doctor::report(self.shared.config.clone().into(), None).await
     }
 
     /// The data directory.

@@ -1,10 +1,16 @@
-//! The one command of the page's host: where the API is, and what opens it.
+//! The commands that the page may call: where the API is and what opens it, a link for the browser, the end.
 
+use std::sync::Arc;
+
+use cove_engine::doctor::Check;
 use serde::Serialize;
-use tauri::State;
+use tauri::{AppHandle, State};
+
+use crate::server::Server;
+use crate::{outside, quit};
 
 /// What the page needs to call the API.
-#[derive(Clone, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Connection {
     /// The API's root, such as `http://127.0.0.1:7333/api/v1`.
     pub base_url: String,
@@ -12,8 +18,30 @@ pub struct Connection {
     pub token: String,
 }
 
-/// Gives the page its connection.
+/// Why there is no server, and what can be done about it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Problem {
+    /// What failed, with its causes.
+    pub message: String,
+    /// What `cove doctor` finds wrong.
+    pub checks: Vec<Check>,
+}
+
+/// Gives the page its connection, once there is one. After a failure, or when the server that was found is gone, it is tried
+/// anew: calling again is the way to try again.
 #[tauri::command]
-pub fn connection(state: State<'_, Connection>) -> Connection {
-    state.inner().clone()
+pub async fn connection(server: State<'_, Arc<Server>>) -> Result<Connection, Problem> {
+    server.connection().await
+}
+
+/// Opens a page in the user's browser.
+#[tauri::command]
+pub async fn open_external(app: AppHandle, url: String) -> Result<(), String> {
+    outside::open(&app, &url).await
+}
+
+/// Ends Cove; running sandboxes are paused before.
+#[tauri::command]
+pub fn quit(app: AppHandle) {
+    quit::ask(&app);
 }

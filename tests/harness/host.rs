@@ -85,9 +85,15 @@ fn limited(command: &Command, folder: &Path, room: &str) -> Command {
     limited
 }
 
-fn newest_build() -> Result<PathBuf> {
+/// Cargo's target folder, in which this program lies.
+pub fn target_dir() -> Result<PathBuf> {
     let test = std::env::current_exe()?;
     let target = test.ancestors().nth(3).context("The test program lies in no target folder")?;
+    Ok(target.to_path_buf())
+}
+
+fn newest_build() -> Result<PathBuf> {
+    let target = target_dir()?;
     let built = |profile: &str| {
         Some((fs::metadata(target.join(profile).join("cove")).ok()?.modified().ok()?, target.join(profile)))
     };
@@ -287,7 +293,7 @@ impl TestHost {
 
     /// No process, no socket, no file of a sandbox.
     pub fn nothing_is_left(&self) -> Result<()> {
-        let left = processes::of(self.dir());
+        let left = processes::around(self.dir());
         ensure!(left.is_empty(), "Processes are left: {left:?}");
         for dir in [self.runtime_dir(), self.data_dir().join("sandboxes")] {
             let files = all_files(&dir)?;
@@ -323,7 +329,7 @@ impl TestHost {
         let recent = &history[history.len().saturating_sub(REPORT_LINES)..];
         report.push_str(&format!("\n--- requests\n{}\n", recent.join("\n")));
         drop(history);
-        let mut logs = vec![self.dir().join("server.log")];
+        let mut logs = ["server.log", "window.log"].map(|name| self.dir().join(name)).to_vec();
         logs.extend(all_files(&self.data_dir().join("sandboxes")).unwrap_or_default());
         for log in logs.iter().filter(|path| path.extension().is_some_and(|extension| extension == "log")) {
             let text = fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();

@@ -2,11 +2,13 @@
 //! left behind.
 
 mod api;
+mod driver;
 mod host;
 mod processes;
 mod raw;
 mod runner;
 mod sandbox;
+mod window;
 
 pub use api::Answer;
 pub use api::Api;
@@ -15,6 +17,7 @@ pub use processes::{clean_up_on_signals, signal};
 pub use raw::{RawAnswer, raw_request};
 pub use runner::{Shared, exclusive, parallel};
 pub use sandbox::TestSandbox;
+pub use window::TestWindow;
 
 use std::time::{Duration, Instant};
 

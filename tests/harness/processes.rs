@@ -22,6 +22,15 @@ pub struct Process {
 
 /// Every process with `directory` on its command line; zombies have none.
 pub fn of(directory: &Path) -> Vec<Process> {
+    with(directory, &["cmdline"])
+}
+
+/// As [`of`], and those with `directory` in their environment: what a desktop program starts names it nowhere else.
+pub fn around(directory: &Path) -> Vec<Process> {
+    with(directory, &["cmdline", "environ"])
+}
+
+fn with(directory: &Path, files: &[&str]) -> Vec<Process> {
     let needle = directory.to_string_lossy().into_owned();
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries
@@ -29,7 +38,11 @@ pub fn of(directory: &Path) -> Vec<Process> {
             let pid = entry.file_name().to_str()?.parse().ok()?;
             let line = fs::read(entry.path().join("cmdline")).ok()?;
             let command = String::from_utf8_lossy(&line).replace('\0', " ").trim().to_owned();
-            (pid != std::process::id() && command.contains(&needle)).then_some(Process { pid, command })
+            let holds = |file: &&str| {
+                fs::read(entry.path().join(file)).is_ok_and(|text| String::from_utf8_lossy(&text).contains(&needle))
+            };
+            (pid != std::process::id() && !command.is_empty() && files.iter().any(holds))
+                .then_some(Process { pid, command })
         })
         .collect()
 }
@@ -49,7 +62,7 @@ pub fn wait_gone(pid: u32) -> Result<Duration> {
 
 /// Ends what is left of a host.
 pub fn kill_all(directory: &Path) {
-    for process in of(directory) {
+    for process in around(directory) {
         // Gone in between is as good.
         let _ = signal(process.pid, Signal::KILL);
         let _ = wait_gone(process.pid);

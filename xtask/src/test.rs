@@ -11,9 +11,12 @@ pub fn run() -> Result<()> {
     setup::run(&setup::Args::default())?;
     check::run()?;
     let cove = build::ensure(true)?.cove;
+    // The checks have built most of it; a release build of the desktop's crates would take minutes and show no more.
+    check::cargo(&["build", "--locked", "--package", "cove-desktop"])?;
     eprintln!("  ... End-to-end tests");
     let mut tests = Command::new(workspace::cargo());
     tests.args(["test", "--locked", "--package", "cove-tests"]);
     tests.env("COVE_TEST_BIN_DIR", cove.with_file_name(""));
+    tests.env("COVE_TEST_WINDOW", workspace::target_dir().join("debug/cove-desktop"));
     check::shown(&mut tests)
 }

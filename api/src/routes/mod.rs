@@ -103,6 +103,7 @@ pub(crate) fn all() -> OpenApiRouter<Api> {
         .routes(routes!(system::get_stats))
         .routes(routes!(system::get_system))
         .routes(routes!(system::get_disk_use))
+        .routes(routes!(system::get_checks))
         .routes(routes!(system::get_health))
 }
 

@@ -7,7 +7,7 @@ use super::sandbox_id;
 use crate::Api;
 use crate::error::ApiError;
 use crate::extract::Id;
-use crate::types::{Data, DiskUse, Health, HostInfo, MachineFigures, SystemInfo};
+use crate::types::{Data, Diagnosis, DiskUse, Health, HostInfo, MachineFigures, SystemInfo};
 
 /// The server's version.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -23,6 +23,12 @@ pub async fn get_health() -> Json<Health> {
 pub async fn get_system(State(api): State<Api>) -> Json<Data<SystemInfo>> {
     let (limits, host) = (api.engine.limits().into(), HostInfo::of(&api.engine));
     Json(Data { data: SystemInfo { version: VERSION, limits, host } })
+}
+
+/// What this computer has and lacks for machines, checked one by one, and what to do; as `cove doctor` prints it.
+#[utoipa::path(get, path = "/system/checks", tag = "system", responses((status = 200, body = Data<Diagnosis>)))]
+pub async fn get_checks(State(api): State<Api>) -> Json<Data<Diagnosis>> {
+    Json(Data { data: api.engine.doctor().await.into() })
 }
 
 /// What sandboxes, snapshots and prepared machines take on the disk, by share: what each holds alone, and what several

@@ -59,7 +59,7 @@ pub use snapshot::{
     SnapshotPage, SnapshotRecord, SnapshotUpdateBody, SnapshotWithDependents,
 };
 pub use start::{ProbeBody, StartBody, StartManifest, StartStep};
-pub use system::{Health, HostInfo, Logs, MachineFigures, SystemInfo};
+pub use system::{Diagnosis, Health, HostInfo, Logs, MachineFigures, SystemInfo};
 pub use template::{TemplateList, TemplateRecord};
 pub use terminal::{Control, TerminalBody, TerminalRecord, session_id, session_number};
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use cove_engine::doctor::{Report, Status};
 use cove_engine::protocol::vmm::Stats;
 use cove_engine::{Engine, Limits, Shape, Size};
 use serde::Serialize;
@@ -122,6 +123,61 @@ impl HostInfo {
             cpu_model: probe.cpu_model.clone(),
             module: probe.module.clone(),
         }
+    }
+}
+
+/// What this computer has and lacks for machines.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Diagnosis {
+    /// The worst of the checks.
+    pub status: CheckStatus,
+    /// In a fixed order.
+    pub checks: Vec<CheckInfo>,
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct CheckInfo {
+    /// What was looked at; stable.
+    pub name: String,
+    /// How it went.
+    pub status: CheckStatus,
+    /// What was found.
+    pub detail: String,
+    /// What to do about it; absent when all is well.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advice: Option<String>,
+}
+
+/// How a check went: `warning` when Cove works but something is less than it could be, `error` when it cannot work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs, reason = "the type's own line says it")]
+pub enum CheckStatus {
+    Ok,
+    Warning,
+    Error,
+}
+
+impl From<Status> for CheckStatus {
+    fn from(status: Status) -> Self {
+        match status {
+            Status::Ok => Self::Ok,
+            Status::Warning => Self::Warning,
+            Status::Error => Self::Error,
+        }
+    }
+}
+
+impl From<Report> for Diagnosis {
+    fn from(report: Report) -> Self {
+        let checks = report.checks.into_iter().map(|check| CheckInfo {
+            name: check.name.to_owned(),
+            status: check.status.into(),
+            detail: check.detail,
+            advice: check.advice,
+        });
+        Self { status: report.status.into(), checks: checks.collect() }
     }
 }
 

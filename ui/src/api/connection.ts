@@ -6,11 +6,19 @@ export interface Connection {
   token: string;
 }
 
+/** Something that this computer lacks for a server, and what to do about it. */
+export interface FailedCheck {
+  name: string;
+  detail: string;
+  advice?: string;
+}
+
 /** There is nothing to connect with; the page says how to get it. */
 export class NoConnection extends Error {
   constructor(
     readonly reason: "no_token" | "host",
     message: string,
+    readonly checks: FailedCheck[] = [],
   ) {
     super(message);
     this.name = "NoConnection";
@@ -31,7 +39,8 @@ export function inWindow(): boolean {
 export async function findConnection(): Promise<Connection> {
   if (isTauri()) {
     return invoke<Connection>("connection").catch((error: unknown) => {
-      throw new NoConnection("host", String(error));
+      const { message, checks } = error as { message?: string; checks?: FailedCheck[] };
+      throw new NoConnection("host", message ?? String(error), checks);
     });
   }
   const given = new URLSearchParams(location.hash.slice(1)).get("token");
@@ -46,6 +55,14 @@ export async function findConnection(): Promise<Connection> {
   return { base_url: `${location.origin}/api/v1`, token };
 }
 
+/**
+ * In the window: makes sure that there is a server, starting one where the one that was found is gone, and changes the
+ * connection in place. What is open stays open.
+ */
+export async function renew(connection: Connection): Promise<void> {
+  Object.assign(connection, await findConnection());
+}
+
 /** Opens a web page outside of Cove: in the user's browser, or from a browser in another tab. */
 export async function openExternal(url: string): Promise<void> {
   if (isTauri()) {
@@ -55,4 +72,18 @@ export async function openExternal(url: string): Promise<void> {
   } else {
     window.open(url, "_blank", "noopener,noreferrer");
   }
+}
+
+/** What the window's host tells the page. */
+export type HostMessage =
+  | { kind: "go"; place: string }
+  | { kind: "new" }
+  | { kind: "downloaded"; path: string | null; success: boolean }
+  | { kind: "quitting"; done: number; total: number };
+
+/** Hears the host until the function that it gives is called. Never called in a browser. */
+export function onHost(heard: (message: HostMessage) => void): () => void {
+  const listener = (event: Event) => heard((event as CustomEvent<HostMessage>).detail);
+  addEventListener("cove-host", listener);
+  return () => removeEventListener("cove-host", listener);
 }

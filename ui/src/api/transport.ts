@@ -41,13 +41,13 @@ export interface Transport {
 
 /** `heard` is told of every answer (true) and of every request that got none (false). */
 export function transport(connection: Connection, heard: (answered: boolean) => void = () => {}): Transport {
-  const { base_url, token } = connection;
-  const address = (path: string, query?: Query) => base_url + path + search(query);
-  const authorization = `Bearer ${token}`;
+  // Read each time: the window's host may give another server in its place.
+  const address = (path: string, query?: Query) => connection.base_url + path + search(query);
+  const bearer = () => `Bearer ${connection.token}`;
 
   async function request(method: string, path: string, options: SendOptions): Promise<Response> {
     const { body, type } = bodyOf(options.body);
-    const headers = { authorization, ...(type === null ? {} : { "content-type": type }), ...options.headers };
+    const headers = { authorization: bearer(), ...(type === null ? {} : { "content-type": type }), ...options.headers };
     const init: RequestInit = { method, headers };
     if (body !== null) init.body = body;
     if (options.signal !== undefined) init.signal = options.signal;
@@ -98,7 +98,7 @@ export function transport(connection: Connection, heard: (answered: boolean) => 
     },
     url: async (path, query) => address(path, { ...query, ticket: await ticket() }),
     upload: <T>(path: string, body: Blob, options: UploadOptions = {}) =>
-      upload(address(path, options.query), authorization, body, options, heard) as Promise<T>,
+      upload(address(path, options.query), bearer(), body, options, heard) as Promise<T>,
   };
 }
 

@@ -2032,6 +2032,23 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/system/checks": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** What this computer has and lacks for machines, checked one by one, and what to do; as `cove doctor` prints it. */
+        get: operations["get_checks"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/system/disk": {
         parameters: {
             query?: never;
@@ -2394,6 +2411,22 @@ export interface components {
             /** @description Every template. */
             templates: components["schemas"]["Product"][];
         };
+        /** @description One thing that was looked at. */
+        CheckInfo: {
+            /** @description What to do about it; absent when all is well. */
+            advice?: string | null;
+            /** @description What was found. */
+            detail: string;
+            /** @description What was looked at; stable. */
+            name: string;
+            /** @description How it went. */
+            status: components["schemas"]["CheckStatus"];
+        };
+        /**
+         * @description How a check went: `warning` when Cove works but something is less than it could be, `error` when it cannot work.
+         * @enum {string}
+         */
+        CheckStatus: "ok" | "warning" | "error";
         /**
          * @description Code to run in a context that keeps its variables.
          * @example {
@@ -3149,6 +3182,16 @@ export interface components {
                 path: string;
                 /** @description In bytes. */
                 size: number;
+            };
+        };
+        /** @description The envelope of a single resource, and of every list. */
+        Data_Diagnosis: {
+            /** @description What this computer has and lacks for machines. */
+            data: {
+                /** @description In a fixed order. */
+                checks: components["schemas"]["CheckInfo"][];
+                /** @description The worst of the checks. */
+                status: components["schemas"]["CheckStatus"];
             };
         };
         /**
@@ -5944,6 +5987,13 @@ export interface components {
             content_base64?: string | null;
             /** @description Absolute path. */
             path: string;
+        };
+        /** @description What this computer has and lacks for machines. */
+        Diagnosis: {
+            /** @description In a fixed order. */
+            checks: components["schemas"]["CheckInfo"][];
+            /** @description The worst of the checks. */
+            status: components["schemas"]["CheckStatus"];
         };
         /**
          * @description A directory was made, or is there.
@@ -13562,6 +13612,34 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["Data_SystemInfo"];
+                };
+            };
+            /** @description Refused or failed; `error.code` says why */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorEnvelope"];
+                };
+            };
+        };
+    };
+    get_checks: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Data_Diagnosis"];
                 };
             };
             /** @description Refused or failed; `error.code` says why */

@@ -8,7 +8,6 @@ use std::path::Path;
 use rustix::process::{Resource, getrlimit, getuid};
 
 use super::Check;
-use crate::serve::PORT_DEFAULT;
 
 /// Memory that the smallest machine and its vmm need beside the reserve, in MiB.
 const MEMORY_LEAST_MIB: u64 = 1024;
@@ -112,13 +111,14 @@ pub fn tools() -> Vec<Check> {
         .collect()
 }
 
-pub fn port() -> Check {
-    match TcpListener::bind((Ipv4Addr::LOCALHOST, PORT_DEFAULT)) {
-        Ok(_) => Check::ok("port", format!("{PORT_DEFAULT} is free")),
+/// Whether a server could listen there.
+pub fn port(port: u16) -> Check {
+    match TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
+        Ok(_) => Check::ok("port", format!("{port} is free")),
         Err(error) => {
             let advice =
                 "fine if that is a running `cove serve`; otherwise give `cove serve --port` another one, or 0 for any";
-            Check::warning("port", format!("{PORT_DEFAULT} cannot be used: {error}"), advice)
+            Check::warning("port", format!("{port} cannot be used: {error}"), advice)
         }
     }
 }

@@ -8,7 +8,7 @@ use rustix::fs::{Access, access, statvfs};
 use rustix::process::getuid;
 
 use super::Check;
-use crate::client::local;
+use crate::local;
 
 /// Room below which nothing can be made, in MiB: the server's own reserve.
 const DISK_LEAST_MIB: u64 = 1024;
@@ -71,7 +71,7 @@ fn disk(dir: &Path) -> Check {
 fn lock(dir: &Path) -> Check {
     match local::server(dir) {
         Some(server) => {
-            let place = server.base_url().unwrap_or_else(|| "no port yet".to_owned());
+            let place = server.port.map_or_else(|| "no port yet".to_owned(), |port| format!("http://127.0.0.1:{port}"));
             Check::ok(
                 "server",
                 format!("process {} holds the data directory since {}: {place}", server.pid, server.since),
