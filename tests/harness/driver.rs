@@ -102,6 +102,14 @@ impl Driver {
         self.post(&format!("/element/{}/value", active.0), &json!({ "text": text })).map(drop)
     }
 
+    /// Characters typed one after the other, wherever the focus is.
+    pub fn type_text(&self, text: &str) -> Result<()> {
+        let press = |key: char| ["keyDown", "keyUp"].map(|kind| json!({ "type": kind, "value": key.to_string() }));
+        let steps: Vec<Value> = text.chars().flat_map(press).collect();
+        self.post("/actions", &json!({ "actions": [{ "type": "key", "id": "keyboard", "actions": steps }] }))?;
+        Ok(())
+    }
+
     /// Keys held together, such as a modifier and a letter.
     pub fn chord(&self, keys: &[&str]) -> Result<()> {
         let down = keys.iter().map(|key| json!({ "type": "keyDown", "value": key }));

@@ -139,6 +139,18 @@ impl<'a> TestWindow<'a> {
         })
     }
 
+    /// Clicks what is inside of something else, such as a button of the dialog that has the same word behind it.
+    pub fn click_in(&self, around: &str, role: &str, name: &str) -> Result<()> {
+        let inside = "return [...arguments[0]].filter((each) => arguments[1].some((outer) => outer.contains(each)))";
+        self.wait(&format!("a click on the {role} '{name}' in the {around}"), || {
+            let values = |elements: Vec<Element>| elements.iter().map(Element::value).collect::<Value>();
+            let (inner, outer) = (values(self.all(role, name)?), values(self.all(around, "/./")?));
+            let found = self.driver.elements(inside, &[inner, outer])?;
+            let Some(element) = found.into_iter().next() else { return Ok(None) };
+            self.driver.click(&element).map(Some)
+        })
+    }
+
     /// Replaces what stands in a field.
     pub fn fill(&self, role: &str, name: &str, text: &str) -> Result<()> {
         self.click(role, name)?;
@@ -146,9 +158,25 @@ impl<'a> TestWindow<'a> {
         self.driver.keys(text)
     }
 
-    /// Types where the focus is.
-    pub fn keys(&self, text: &str) -> Result<()> {
-        self.driver.keys(text)
+    /// Types where the focus is, key by key.
+    pub fn type_text(&self, text: &str) -> Result<()> {
+        self.driver.type_text(text)
+    }
+
+    /// Types a line into the terminal that is seen, and ends it.
+    pub fn command(&self, line: &str) -> Result<()> {
+        self.wait("the terminal has the focus", || {
+            let screen = self.driver.elements(
+                "return [...document.querySelectorAll('.xterm-screen')].filter((e) => e.offsetParent)",
+                &[],
+            )?;
+            let Some(screen) = screen.first() else { return Ok(None) };
+            self.driver.click(screen)?;
+            let focused =
+                self.driver.script("return document.activeElement.classList.contains('xterm-helper-textarea')", &[])?;
+            Ok((focused == json!(true)).then_some(()))
+        })?;
+        self.driver.type_text(&format!("{line}{}", key::ENTER))
     }
 
     /// Keys held together.

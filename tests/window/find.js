@@ -6,6 +6,8 @@ const ROLES = {
   textbox: "input:not([type]), input[type=text], input[type=search], input[type=url], textarea, [role=textbox], [role=searchbox], [contenteditable=true]",
   spinbutton: "input[type=number], [role=spinbutton]",
   checkbox: "input[type=checkbox]:not([role]), [role=checkbox]",
+  label: "label",
+  region: "section[aria-label], [role=region]",
   heading: "h1, h2, h3, h4, [role=heading]",
   row: "tr, [role=row]",
   dialog: "dialog, [role=dialog], [role=alertdialog]",
