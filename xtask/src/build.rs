@@ -64,6 +64,16 @@ fn build_host_programs() -> Result<()> {
     Ok(())
 }
 
+/// Build the window, for use. The page is built by then.
+pub fn window() -> Result<()> {
+    let step = Step::begin("Build the window", &workspace::target_dir().join("xtask/window.log"))?;
+    let mut cargo = Command::new(workspace::cargo());
+    cargo.args(["build", "--release", "--locked", "--package", "cove-desktop"]).current_dir(workspace::root());
+    step.run(&mut cargo)?;
+    step.done("");
+    Ok(())
+}
+
 /// Make `link` lead to `target`, replacing an older link in one step.
 fn point(link: &Path, target: &Path) -> Result<()> {
     let new = link.with_extension("new");

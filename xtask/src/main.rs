@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod build;
+mod bundle;
 mod check;
 mod codegen;
 mod guest;
@@ -38,6 +39,8 @@ enum Task {
     Guest(guest::Args),
     /// Build everything for use: cove, vmm, agent, UI, guest.
     Build(build::Args),
+    /// The Debian package: window, command, vmm, guest.
+    Bundle(bundle::Args),
     /// Build everything, run a program in a sandbox, open the window.
     Run(run::Args),
     /// Set up, check, build, and run every test.
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Task::Setup(args) => setup::run(&args),
         Task::Guest(args) => guest::run(&args),
         Task::Build(args) => build::run(&args),
+        Task::Bundle(args) => bundle::run(&args),
         Task::Run(args) => run::run(&args),
         Task::Test => test::run(),
         Task::Soak(args) => soak::run(&args),

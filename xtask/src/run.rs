@@ -33,7 +33,7 @@ pub fn run(args: &Args) -> Result<()> {
         return server.stop();
     }
     if ["DISPLAY", "WAYLAND_DISPLAY"].iter().any(|name| env::var_os(name).is_some_and(|value| !value.is_empty())) {
-        check::cargo(&["build", "--release", "--locked", "--package", "cove-desktop"])?;
+        build::window()?;
         check::shown(&mut Command::new(cove.with_file_name("cove-desktop")))?;
         server.stop()
     } else {
