@@ -26,6 +26,7 @@ def test_an_application_is_installed_started_and_exposed(own):
         "start_command": SERVER % 3100,
         "port": 3100,
         "readiness_probe": {"type": "http", "path": "/index.html"},
+        "start_timeout_sec": 300,
     }
     manifest = own.start_template(options)
     assert manifest.preview_url and manifest.data["status"] == "ready"
