@@ -19,7 +19,7 @@ async fn the_api_answers_under_every_prefix() {
 async fn an_unknown_route_is_a_json_404_that_names_it() {
     let server = TestServer::start().await;
     for (method, path) in [
-        (Method::GET, "/computers"),
+        (Method::GET, "/galaxies"),
         (Method::GET, "/sandboxes/run"),
         (Method::POST, "/sandboxes/batch"),
         (Method::POST, "/sandboxes/sbx_1/hibernate"),

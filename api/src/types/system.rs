@@ -128,6 +128,9 @@ impl HostInfo {
 
 /// What this computer has and lacks for machines.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(example = json!({ "status": "warning", "checks": [
+    { "name": "disk", "status": "warning", "detail": "3 GiB free", "advice": "Free some space" }
+] }))]
 pub struct Diagnosis {
     /// The worst of the checks.
     pub status: CheckStatus,

@@ -3184,9 +3184,37 @@ export interface components {
                 size: number;
             };
         };
-        /** @description The envelope of a single resource, and of every list. */
+        /**
+         * @description The envelope of a single resource, and of every list.
+         * @example {
+         *       "data": {
+         *         "checks": [
+         *           {
+         *             "advice": "Free some space",
+         *             "detail": "3 GiB free",
+         *             "name": "disk",
+         *             "status": "warning"
+         *           }
+         *         ],
+         *         "status": "warning"
+         *       }
+         *     }
+         */
         Data_Diagnosis: {
-            /** @description What this computer has and lacks for machines. */
+            /**
+             * @description What this computer has and lacks for machines.
+             * @example {
+             *       "checks": [
+             *         {
+             *           "advice": "Free some space",
+             *           "detail": "3 GiB free",
+             *           "name": "disk",
+             *           "status": "warning"
+             *         }
+             *       ],
+             *       "status": "warning"
+             *     }
+             */
             data: {
                 /** @description In a fixed order. */
                 checks: components["schemas"]["CheckInfo"][];
@@ -5988,7 +6016,20 @@ export interface components {
             /** @description Absolute path. */
             path: string;
         };
-        /** @description What this computer has and lacks for machines. */
+        /**
+         * @description What this computer has and lacks for machines.
+         * @example {
+         *       "checks": [
+         *         {
+         *           "advice": "Free some space",
+         *           "detail": "3 GiB free",
+         *           "name": "disk",
+         *           "status": "warning"
+         *         }
+         *       ],
+         *       "status": "warning"
+         *     }
+         */
         Diagnosis: {
             /** @description In a fixed order. */
             checks: components["schemas"]["CheckInfo"][];
