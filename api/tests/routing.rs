@@ -21,7 +21,6 @@ async fn an_unknown_route_is_a_json_404_that_names_it() {
     for (method, path) in [
         (Method::GET, "/galaxies"),
         (Method::GET, "/sandboxes/run"),
-        (Method::POST, "/sandboxes/batch"),
         (Method::POST, "/sandboxes/sbx_1/hibernate"),
         (Method::GET, "/"),
         (Method::GET, "/sandboxes/"),
