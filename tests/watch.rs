@@ -75,5 +75,9 @@ fn quick_changes(shared: &Shared) -> Result<()> {
     );
     ensure!(told.is_subset(&expected), "{:?}", told.difference(&expected).collect::<Vec<_>>());
     ensure!(missing <= lost, "{missing} changes are missing, and {lost} were said to be lost");
-    sandbox.run("rm -r /workspace/large").map(drop)
+    // In full they go with the sandbox: removing thousands takes minutes where the guest's kernel is emulated.
+    if full(false, true) {
+        sandbox.run("rm -r /workspace/large")?;
+    }
+    Ok(())
 }
