@@ -6,6 +6,8 @@ use gtk::glib::{ToVariant, Variant};
 use tauri::{AppHandle, Manager, Url};
 use tokio::sync::oneshot;
 
+use crate::window;
+
 /// How long the bus may take; where there is no bus it fails at once.
 const BUS_TIMEOUT_MS: i32 = 2_000;
 
@@ -37,7 +39,7 @@ fn web_address(url: &str) -> Result<Url, String> {
 
 /// Tells the user something, unless the window is in front and shows it anyway.
 pub fn notify(app: &AppHandle, title: &str, body: &str) {
-    let in_front = app.get_webview_window("main").is_some_and(|window| window.is_focused().unwrap_or(false));
+    let in_front = app.get_webview_window(window::LABEL).is_some_and(|window| window.is_focused().unwrap_or(false));
     if in_front {
         return;
     }

@@ -110,8 +110,24 @@ pub async fn get_process_logs(
 async fn logs(engine: &Engine, id: &SandboxId, pid: i32, query: &ProcessLogsQuery) -> Result<ProcessLogs, ApiError> {
     let from = query.cursor.as_deref().map(|text| number("cursor", text)).transpose()?;
     let tail = query.tail.as_deref().map(|text| number("tail", text)).transpose()?;
+    let Kept { text, cursor, gap } = kept(engine, id, pid, from).await?;
+    let lines = tail.or_else(|| from.is_none().then_some(TAIL_LINES_DEFAULT)).map(|lines| lines.min(TAIL_LINES_MAX));
+    let kept = lines.map_or(&text[..], |lines| last_lines(&text, lines));
+    Ok(ProcessLogs { data: String::from_utf8_lossy(kept).into_owned(), cursor, gap })
+}
+
+/// What the agent keeps of a process's output: at most a MiB.
+pub(super) struct Kept {
+    pub(super) text: Vec<u8>,
+    /// The cursor behind it.
+    cursor: u64,
+    /// Something between the cursor that was asked for and the first byte is not kept any more.
+    gap: bool,
+}
+
+/// All that is kept from a cursor on, or from the first byte that is.
+pub(super) async fn kept(engine: &Engine, id: &SandboxId, pid: i32, from: Option<u64>) -> Result<Kept, ApiError> {
     let mut output = engine.follow_job(id, FollowJob { pid, from: from.unwrap_or(0), follow: false }).await?;
-    // At most what the agent keeps: a MiB.
     let (mut text, mut cursor, mut gap) = (Vec::new(), from.unwrap_or(0), false);
     while let Some(event) = output.next().await {
         match event? {
@@ -126,9 +142,7 @@ async fn logs(engine: &Engine, id: &SandboxId, pid: i32, query: &ProcessLogsQuer
             JobEvent::End(_) => break,
         }
     }
-    let lines = tail.or_else(|| from.is_none().then_some(TAIL_LINES_DEFAULT)).map(|lines| lines.min(TAIL_LINES_MAX));
-    let kept = lines.map_or(&text[..], |lines| last_lines(&text, lines));
-    Ok(ProcessLogs { data: String::from_utf8_lossy(kept).into_owned(), cursor, gap })
+    Ok(Kept { text, cursor, gap })
 }
 
 /// The last `count` lines; a newline at the end begins no line.

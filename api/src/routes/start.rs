@@ -12,6 +12,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::processes::kept;
 use super::{exec, sandbox_id};
 use crate::Api;
 use crate::error::ApiError;
@@ -214,7 +215,7 @@ async fn start(api: &Api, id: &SandboxId, template_id: String, plan: Plan) -> Re
     });
     let began = Instant::now();
     let (ready, exit) = wait_ready(engine, id, &plan, job.pid).await?;
-    let output = tail(&written(engine, id, job.pid).await?);
+    let output = tail(&kept(engine, id, job.pid, None).await?.text);
     if let (false, Some(code)) = (ready, exit) {
         let duration_ms = milliseconds(began);
         steps.pop();
@@ -297,18 +298,6 @@ async fn wait_ready(engine: &Engine, id: &SandboxId, plan: &Plan, pid: i32) -> R
         Ok(outcome) => Ok(outcome?),
         Err(_) => Ok((false, None)),
     }
-}
-
-/// All that is kept of a process's output.
-async fn written(engine: &Engine, id: &SandboxId, pid: i32) -> Result<Vec<u8>, ApiError> {
-    let mut output = engine.follow_job(id, FollowJob { pid, from: 0, follow: false }).await?;
-    let mut text = Vec::new();
-    while let Some(event) = output.next().await {
-        if let JobEvent::Output { data, .. } = event? {
-            text.extend_from_slice(&data);
-        }
-    }
-    Ok(text)
 }
 
 fn tail(output: &[u8]) -> String {

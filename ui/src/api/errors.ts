@@ -36,6 +36,11 @@ export class ApiError extends Error {
     this.details = facts.details ?? {};
   }
 
+  /** For people: the message, and under which id the server's log has more. */
+  get said(): string {
+    return this.requestId === undefined ? this.message : `${this.message} (request ${this.requestId})`;
+  }
+
   /** The server did not answer at all. */
   get unreachable(): boolean {
     return this.code === UNREACHABLE;

@@ -41,3 +41,15 @@ function read(): string | null {
 }
 
 export const theme = new ThemeState();
+
+/** Calls `changed` when the page turns light or dark; gives the way to stop. */
+export function onThemeChange(changed: () => void): () => void {
+  const system = matchMedia("(prefers-color-scheme: dark)");
+  const chosen = new MutationObserver(changed);
+  system.addEventListener("change", changed);
+  chosen.observe(document.documentElement, { attributes: true, attributeFilter: ["data-theme"] });
+  return () => {
+    system.removeEventListener("change", changed);
+    chosen.disconnect();
+  };
+}

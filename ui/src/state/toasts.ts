@@ -17,9 +17,7 @@ export const toasts = {
   /** `what` says what did not work, such as "Cannot pause demo". A call that its caller cancelled shows nothing. */
   failure: (what: string, error: unknown) => {
     if (isAbort(error)) return;
-    const { message, requestId } = asApiError(error);
-    const description = requestId === undefined ? message : `${message} (request ${requestId})`;
-    toast.error(what, { description, duration: FAILURE_MS, closeButton: true });
+    toast.error(what, { description: asApiError(error).said, duration: FAILURE_MS, closeButton: true });
   },
   dismiss: (id?: string | number) => toast.dismiss(id),
 };

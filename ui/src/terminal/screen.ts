@@ -6,8 +6,9 @@ import { WebLinksAddon } from "@xterm/addon-web-links";
 import { Terminal } from "@xterm/xterm";
 import type { TerminalSize } from "../api/terminal";
 import { isMac } from "../lib/shortcuts";
+import { onThemeChange } from "../lib/theme.svelte";
 import { OutputQueue } from "./output-queue";
-import { monoFont, onThemeChange, terminalTheme } from "./terminal-theme";
+import { monoFont, terminalTheme } from "./terminal-theme";
 
 const SCROLLBACK_LINES = 10_000;
 /** The server takes sizes up to these. */

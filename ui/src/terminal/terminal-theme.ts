@@ -41,18 +41,6 @@ export function monoFont(element: Element): string {
   return getComputedStyle(element).getPropertyValue("--font-mono").trim() || "monospace";
 }
 
-/** Calls `changed` when the page turns light or dark; gives the way to stop. */
-export function onThemeChange(changed: () => void): () => void {
-  const system = matchMedia("(prefers-color-scheme: dark)");
-  const chosen = new MutationObserver(changed);
-  system.addEventListener("change", changed);
-  chosen.observe(document.documentElement, { attributes: true, attributeFilter: ["data-theme"] });
-  return () => {
-    system.removeEventListener("change", changed);
-    chosen.disconnect();
-  };
-}
-
 /** Tokens as `#rrggbb`, whatever notation they are written in: a canvas knows them all. */
 function reader(element: Element): (name: string) => string {
   const style = getComputedStyle(element);
